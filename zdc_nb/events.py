@@ -1,0 +1,125 @@
+"""Responses of the neutron ZDC and the particles that caused them, in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zdc_nb.params import Subset
+
+__all__ = ["FEATURES", "PDG", "SHAPE", "Events", "select_subset", "split_events", "thin"]
+
+FEATURES = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
+"""The nine features of a particle: GeV, m (three), GeV (three), MeV, e."""
+
+SHAPE = (44, 44)
+"""Fibres of the neutron ZDC: rows (vertical), columns (horizontal)."""
+
+PDG: dict[Subset, int] = {"n": 2112, "lambda": 3122, "k0s": 310, "sigma+": 3222}
+"""PDG codes of the subsets that hold a single species."""
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """A set of N responses.
+
+    Attributes
+    ----------
+    pdg
+        (N,) int32, PDG codes; 0 where unknown.
+    features
+        (N, 9) float64, in the order and units of :data:`FEATURES`.
+    responses
+        (N, 44, 44) uint16, photons counted in each fibre.
+    particle
+        (N,) int64, equal for responses to the same unique particle (pdg and nine features).
+        Kept through selections, so that it means the same in every part of a split.
+    """
+
+    pdg: NDArray[np.int32]
+    features: NDArray[np.float64]
+    responses: NDArray[np.uint16]
+    particle: NDArray[np.int64]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        pdg: NDArray[np.int32],
+        features: NDArray[np.float64],
+        responses: NDArray[np.uint16],
+    ) -> Events:
+        """Check shapes and number the unique particles; raises ``ValueError``."""
+        n = len(responses)
+        if responses.shape != (n, *SHAPE) or responses.dtype != np.uint16:
+            raise ValueError(
+                f"responses: expected (N, 44, 44) uint16, got {responses.shape} {responses.dtype}"
+            )
+        if features.shape != (n, len(FEATURES)):
+            raise ValueError(f"features: expected ({n}, 9), got {features.shape}")
+        if pdg.shape != (n,):
+            raise ValueError(f"pdg: expected ({n},), got {pdg.shape}")
+        key = np.column_stack([pdg, features])
+        _, particle = np.unique(key, axis=0, return_inverse=True)
+        return cls(
+            pdg.astype(np.int32),
+            features.astype(np.float64),
+            responses,
+            particle.reshape(-1).astype(np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __getitem__(self, index: NDArray[np.generic] | slice) -> Events:
+        """The events at ``index`` (a boolean mask, integers or a slice)."""
+        return Events(
+            self.pdg[index], self.features[index], self.responses[index], self.particle[index]
+        )
+
+    @property
+    def photon_sum(self) -> NDArray[np.int64]:
+        """(N,) photons in each response."""
+        return self.responses.sum(axis=(1, 2), dtype=np.int64)
+
+
+def select_subset(events: Events, subset: Subset) -> Events:
+    """The events of one of the paper's data sets; raises ``ValueError`` if there are none."""
+    selected = events if subset == "all" else events[events.pdg == PDG[subset]]
+    if len(selected) == 0:
+        raise ValueError(f"subset {subset!r}: none of the {len(events)} responses belongs to it")
+    return selected
+
+
+def thin(events: Events, at_most: int, seed: int) -> Events:
+    """At most ``at_most`` events, taking whole particles in a seeded random order.
+
+    Whole particles, so that the repeats that diversity is measured on stay together. The last
+    particle is cut where it would pass the limit.
+    """
+    if len(events) <= at_most:
+        return events
+    rng = np.random.default_rng(seed)
+    unique, inverse = np.unique(events.particle, return_inverse=True)
+    rank = rng.permutation(len(unique))[inverse]
+    order = np.argsort(rank, kind="stable")[:at_most]
+    return events[np.sort(order)]
+
+
+def split_events(
+    events: Events, fractions: tuple[float, float, float], seed: int
+) -> tuple[Events, Events, Events]:
+    """Training, validation and test events: a seeded random split of the responses.
+
+    As in the paper the split is by response, so that repeats of one particle fall in all three
+    parts. Raises ``ValueError`` where a part would be empty.
+    """
+    order = np.random.default_rng(seed).permutation(len(events))
+    first = round(fractions[0] * len(events))
+    second = round((fractions[0] + fractions[1]) * len(events))
+    parts = (order[:first], order[first:second], order[second:])
+    if any(len(part) == 0 for part in parts):
+        raise ValueError(f"{len(events)} responses are too few to split {fractions}")
+    train, validation, test = (events[np.sort(part)] for part in parts)
+    return train, validation, test

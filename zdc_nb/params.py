@@ -1,0 +1,318 @@
+"""The parameters of a study: every number that a user may want to change.
+
+A study is one YAML file (``params/*.yaml``) and its name is the file's stem. It is read with
+:func:`load_study`, which refuses what it does not know by name. The classes below document each
+key; none has a default, so that a study file shows everything that it runs with.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = [
+    "SETUPS",
+    "SUBSETS",
+    "DataParams",
+    "EvaluationParams",
+    "FlowParams",
+    "ParameterError",
+    "PathParams",
+    "PreprocessingParams",
+    "Setup",
+    "SpeedParams",
+    "StudentParams",
+    "Study",
+    "Subset",
+    "TeacherParams",
+    "derive_seed",
+    "load_study",
+    "project_root",
+]
+
+Subset = Literal["n", "lambda", "k0s", "sigma+", "all"]
+Setup = Literal["bs", "bs+ch", "bs+div", "bs+ch+div"]
+
+SUBSETS: tuple[Subset, ...] = ("n", "lambda", "k0s", "sigma+", "all")
+"""The five data sets of the paper, in the order of its Table 1."""
+
+SETUPS: tuple[Setup, ...] = ("bs", "bs+div", "bs+ch", "bs+ch+div")
+"""The four distillation setups of the paper, in the order of its Table 1."""
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ParameterError(ValueError):
+    """A study file, or a value asked of it, is not what was expected."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PathParams(_Section):
+    """Where results go; relative paths start at the project's root."""
+
+    artifacts: str = Field(description="data, checkpoints, samples (not kept in git)")
+    reports: str = Field(description="HTML, executed notebooks, tables, figures")
+
+
+class DataParams(_Section):
+    """Which responses the study uses."""
+
+    file: str | list[str] | None = Field(
+        description="null: the open simulation; or a ROOT file; or the two npz files of a pair"
+    )
+    responses: Positive = Field(description="responses that the open simulation keeps")
+    repeats: Positive = Field(description="simulations of each unique particle")
+    min_photons: Positive = Field(description="responses with fewer photons are dropped")
+    max_responses: dict[Subset, Positive] = Field(
+        description="cap a subset, by whole particles; a subset left out is used whole"
+    )
+    split: tuple[Fraction, Fraction, Fraction] = Field(
+        strict=False, description="training, validation and test fractions"
+    )
+
+    @model_validator(mode="after")
+    def _split_sums_to_one(self) -> DataParams:
+        if abs(sum(self.split) - 1) > 1e-9:
+            raise ValueError(f"split: expected fractions that sum to 1, got {list(self.split)}")
+        return self
+
+
+class PreprocessingParams(_Section):
+    """From photon counts to flow space and back."""
+
+    noise: Fraction = Field(description="dequantisation: counts + noise * U[0, 1)")
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        description="logit(alpha + (1 - 2 alpha) x) keeps 0 and 1 finite"
+    )
+    conditions: Literal["paper", "impact"] = Field(
+        description="paper: nine features and the photon sum; impact: and the impact point"
+    )
+    impact_grid: Annotated[int, Field(gt=1)] = Field(
+        description="impact: radial basis functions along each side of the face"
+    )
+    denoise: Literal["floor", "floor-rescale", "shift-floor", "shift-floor-rescale"] = Field(
+        description="how noise is removed from a sample"
+    )
+
+
+class FlowParams(_Section):
+    """The architecture that teacher and student share."""
+
+    transforms: Positive = Field(description="autoregressive transforms")
+    bins: Annotated[int, Field(gt=1)] = Field(description="bins of each rational-quadratic spline")
+    bound: PositiveFloat = Field(description="splines act on [-bound, bound]")
+    hidden: Positive = Field(description="width of every hidden layer of a MADE")
+    blocks: Annotated[int, Field(ge=0)] = Field(description="hidden layers after the first")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(description="after every hidden layer")
+    context_hidden: list[Positive] = Field(
+        description="hidden widths of the context network; [] turns it off"
+    )
+    initialise: Literal["random", "data"] = Field(
+        description="data: the teacher starts from independent fibres, the student from its teacher"
+    )
+    engine: Literal["fused", "reference"] = Field(
+        description="fused: one compiled pass (CPU); reference: plain torch, any device"
+    )
+
+
+class _TrainingParams(_Section):
+    epochs: Positive | dict[Subset, Positive] = Field(description="for all, or by subset")
+    batch: Positive
+    learning_rate: PositiveFloat
+    schedule: Literal["halve", "cosine"] = Field(
+        description="halve: after the epochs in halve_after; cosine: short warm-up, then to zero"
+    )
+    halve_after: list[Positive]
+    gradient_clip: PositiveFloat = Field(description="largest norm of the whole gradient")
+
+    def epochs_for(self, subset: Subset) -> int:
+        """Number of epochs for ``subset``."""
+        if isinstance(self.epochs, int):
+            return self.epochs
+        if subset not in self.epochs:
+            raise ParameterError(f"epochs: no entry for the subset {subset!r}")
+        return self.epochs[subset]
+
+
+class TeacherParams(_TrainingParams):
+    """Maximum-likelihood training of the MAF teacher."""
+
+
+class StudentParams(_TrainingParams):
+    """Distillation into the IAF student."""
+
+    channel_weight: PositiveFloat = Field(description="weight of the channel loss (eq. 2)")
+    diversity_epsilon: PositiveFloat = Field(description="epsilon of eq. 3")
+    diversity_mean_one: bool = Field(description="rescale the weights of eq. 3 to mean 1")
+
+
+class EvaluationParams(_Section):
+    """Metrics on the test split."""
+
+    runs: Annotated[int, Field(ge=2)] = Field(description="generations of the test set")
+    batch: Positive = Field(description="samples generated at once")
+    figure_particles: Positive = Field(description="particles in the figure of samples")
+
+
+class SpeedParams(_Section):
+    """Timing of teacher and student sampling."""
+
+    subset: Subset
+    setup: Setup
+    batches: list[Positive] = Field(min_length=1)
+    runs: Positive = Field(description="timed runs of each; the median is reported")
+
+
+class Study(_Section):
+    """A whole study, as read from one YAML file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda"]
+    paths: PathParams
+    subsets: list[Subset] = Field(min_length=1)
+    setups: list[Setup] = Field(min_length=1)
+    data: DataParams
+    preprocessing: PreprocessingParams
+    flow: FlowParams
+    teacher: TeacherParams
+    student: StudentParams
+    evaluation: EvaluationParams
+    speed: SpeedParams
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for key, values in (("subsets", self.subsets), ("setups", self.setups)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: expected each name once, got {values}")
+        if self.speed.subset not in self.subsets:
+            raise ValueError(f"speed.subset: {self.speed.subset!r} is not among the subsets")
+        if self.speed.setup not in self.setups:
+            raise ValueError(f"speed.setup: {self.speed.setup!r} is not among the setups")
+        for key, epochs in (("teacher", self.teacher.epochs), ("student", self.student.epochs)):
+            missing = [] if isinstance(epochs, int) else [s for s in self.subsets if s not in epochs]
+            if missing:
+                raise ValueError(f"{key}.epochs: no entry for {', '.join(missing)}")
+        if 1e-3 * self.flow.bins >= 1:
+            raise ValueError("flow.bins: expected fewer than 1000 bins")
+        return self
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of this study's data, checkpoints and samples."""
+        return project_root() / self.paths.artifacts / self.name
+
+    @property
+    def reports(self) -> Path:
+        """Folder of this study's reports."""
+        return project_root() / self.paths.reports / self.name
+
+    def check_subset(self, subset: str) -> Subset:
+        """Return ``subset`` if the study has it; raise :class:`ParameterError` if not."""
+        for known in self.subsets:
+            if known == subset:
+                return known
+        raise ParameterError(
+            f"subset: {subset!r} is not in study {self.name!r}; expected one of {self.subsets}"
+        )
+
+    def check_setup(self, setup: str) -> Setup:
+        """Return ``setup`` if the study has it; raise :class:`ParameterError` if not."""
+        for known in self.setups:
+            if known == setup:
+                return known
+        raise ParameterError(
+            f"setup: {setup!r} is not in study {self.name!r}; expected one of {self.setups}"
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-4`` as text and lets a key stand twice; neither is what a user means."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:  # type: ignore[type-arg]
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def project_root() -> Path:
+    """The nearest folder at or above the working folder with ``notebooks`` and ``zdc_nb``.
+
+    So that a notebook finds the same files from JupyterLab (which starts it in its own folder)
+    and from papermill (which starts it where the user is). The working folder itself where
+    there is no such folder.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "zdc_nb").is_dir():
+            return folder
+    return here
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Parameters
+    ----------
+    path
+        a YAML file; a relative path is looked for in the working folder, then in the project.
+
+    Raises
+    ------
+    ParameterError
+        naming the file, the key and what was expected.
+    """
+    file = Path(path)
+    if not file.is_absolute() and not file.exists():
+        file = project_root() / file
+    if not file.is_file():
+        raise ParameterError(f"{path}: no such study file")
+
+    def refuse(why: object) -> NoReturn:
+        raise ParameterError(f"{path}: {why}") from None
+
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        refuse(f"not readable as YAML: {error}")
+    if not isinstance(content, dict):
+        refuse("expected a mapping of parameters")
+    if "name" in content:
+        refuse("name: a study is named after its file, the key is not allowed")
+    try:
+        return Study.model_validate({"name": file.stem, **content})
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]) or "study"
+            lines.append(f"{where}: {item['msg']} (got {item.get('input')!r:.80})")
+        refuse("; ".join(lines))
+
+
+def derive_seed(seed: int, *labels: str | int) -> int:
+    """An independent 63-bit seed for the part of a study named by ``labels``."""
+    words = [zlib.crc32(str(label).encode()) for label in labels]
+    state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
