@@ -1,0 +1,462 @@
+"""Training: the teacher by maximum likelihood, the student by distillation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from zdc_nb.detector import channel_masks, diversity_weights
+from zdc_nb.events import Events
+from zdc_nb.storage import write_atomically
+from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
+from zdc_nb.params import (
+    FlowParams,
+    PreprocessingParams,
+    Setup,
+    StudentParams,
+    Study,
+    Subset,
+    TeacherParams,
+    derive_seed,
+)
+from zdc_nb.preprocessing import DIM, ConditionScaler, decode_responses, encode_responses
+
+__all__ = [
+    "DISTILLATION_TERMS",
+    "DivergenceError",
+    "Surrogate",
+    "channel_fractions",
+    "choose_device",
+    "distil_student",
+    "distillation_terms",
+    "load_surrogate",
+    "save_surrogate",
+    "train_teacher",
+]
+
+DISTILLATION_TERMS = (
+    "end_data",
+    "blocks_data",
+    "made_data",
+    "end_latent",
+    "blocks_latent",
+    "made_latent",
+    "channel",
+)
+"""Terms of the distillation loss: mean squared differences between the ends of the data and the
+latent loop, the outputs of every block in between, and the MADE outputs; and the channel loss."""
+
+
+class DivergenceError(ArithmeticError):
+    """A training produced a number that is not finite."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device: cuda was asked for, but torch finds no CUDA device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A trained flow with all that turns particles into responses.
+
+    Attributes
+    ----------
+    flow
+        teacher or student.
+    architecture
+        the parameters that ``flow`` was built with.
+    scaler, preprocessing
+        how conditions were scaled and responses were encoded.
+    """
+
+    flow: Teacher | Student
+    architecture: FlowParams
+    scaler: ConditionScaler
+    preprocessing: PreprocessingParams
+
+    def conditions(self, events: Events) -> Tensor:
+        """(N, C) standardised conditions of ``events`` on the flow's device."""
+        return self.scaler(events, self.preprocessing).to(self.flow.device)
+
+    def generate(
+        self, events: Events, seed: int, batch: int, progress: bool = False
+    ) -> NDArray[np.uint16]:
+        """(N, 44, 44) responses, one for the particle and photon sum of each event.
+
+        The same seed and batch size give the same responses.
+        """
+        self.flow.eval()
+        generator = torch.Generator().manual_seed(seed)
+        conditions = self.conditions(events)
+        photon_sum = events.photon_sum
+        parts = []
+        starts = range(0, len(events), batch)
+        for start in tqdm(starts, desc="generate", disable=not progress, mininterval=2):
+            here = slice(start, start + batch)
+            x = self.flow.sample(conditions[here], generator)
+            parts.append(decode_responses(x, self.preprocessing, photon_sum[here]))
+        return np.concatenate(parts)
+
+
+# --- Checkpoints --------------------------------------------------------------------------------
+
+
+def save_surrogate(surrogate: Surrogate, path: Path) -> None:
+    """Write a checkpoint (safetensors): weights, scaler and the parameters to rebuild it."""
+    flow = surrogate.flow
+    tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
+    tensors["scaler.mean"] = torch.from_numpy(surrogate.scaler.mean)
+    tensors["scaler.std"] = torch.from_numpy(surrogate.scaler.std)
+    description = {
+        "kind": type(flow).__name__.lower(),
+        "dim": flow.dim,
+        "context": flow.context,
+        "flow": surrogate.architecture.model_dump(),
+        "preprocessing": surrogate.preprocessing.model_dump(),
+    }
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary, {"description": json.dumps(description)})
+
+
+def load_surrogate(path: Path, device: torch.device) -> Surrogate:
+    """Read a checkpoint of :func:`save_surrogate`; ``ValueError`` names a file that is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["description"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kind = {"teacher": Teacher, "student": Student}[description["kind"]]
+        architecture = FlowParams.model_validate(description["flow"])
+        # the permutations are among the tensors: any seed will do
+        flow = kind(description["dim"], description["context"], architecture, seed=0)
+        weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
+        flow.load_state_dict(weights)
+        scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
+        preprocessing = PreprocessingParams.model_validate(description["preprocessing"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this project ({error})") from error
+    return Surrogate(flow.to(device).eval(), architecture, scaler, preprocessing)
+
+
+# --- The loop that both share -------------------------------------------------------------------
+
+
+@dataclass
+class _History:
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def add(self, epoch: int, step: int, split: str, terms: dict[str, float]) -> None:
+        self.rows += [
+            {"epoch": epoch, "step": step, "split": split, "term": term, "value": value}
+            for term, value in terms.items()
+        ]
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+
+def _learning_rate(
+    params: TeacherParams | StudentParams, epochs: int, steps_per_epoch: int
+) -> Callable[[int], float]:
+    """The factor of the learning rate at each step."""
+    total = epochs * steps_per_epoch
+    warm_up = max(1, min(50, total // 10))
+
+    def cosine(step: int) -> float:
+        ramp = min(1.0, (step + 1) / warm_up)
+        return ramp * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+    def halve(step: int) -> float:
+        return float(0.5 ** sum(step >= epoch * steps_per_epoch for epoch in params.halve_after))
+
+    return cosine if params.schedule == "cosine" else halve
+
+
+def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    yield from torch.randperm(n, generator=generator).split(size)
+
+
+def _finite(terms: dict[str, Tensor], what: str, epoch: int, step: int) -> dict[str, float]:
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"{what}: the term {name!r} became {value} at step {step} (epoch {epoch}); a lower "
+                "learning_rate or gradient_clip may help"
+            )
+    return values
+
+
+def _fit(
+    flow: Flow,
+    params: TeacherParams | StudentParams,
+    epochs: int,
+    n: int,
+    what: str,
+    seed: int,
+    loss: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
+    validate: Callable[[], dict[str, Tensor]],
+    progress: bool,
+) -> pd.DataFrame:
+    """Minimise ``loss(indices, generator)["loss"]``; keep the epoch of the best validation loss."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=params.learning_rate, fused=True)
+    steps_per_epoch = math.ceil(n / params.batch)
+    scheduler = LambdaLR(optimizer, _learning_rate(params, epochs, steps_per_epoch))
+    history = _History()
+    best, best_state = math.inf, {}
+    step = 0
+    bar = tqdm(total=epochs * steps_per_epoch, desc=what, disable=not progress, mininterval=5)
+    for epoch in range(1, epochs + 1):
+        flow.train()
+        sums: dict[str, float] = {}
+        for indices in _batches(n, params.batch, generator):
+            step += 1
+            terms = loss(indices, generator)
+            values = _finite(terms, what, epoch, step)
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), params.gradient_clip)
+            _finite({"norm of the gradient": norm}, what, epoch, step)
+            optimizer.step()
+            scheduler.step()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * len(indices) / n
+            bar.update()
+        flow.eval()
+        with torch.no_grad():
+            validation = _finite(validate(), what, epoch, step)
+        history.add(epoch, step, "train", sums)
+        history.add(epoch, step, "validation", validation)
+        bar.set_postfix(train=f"{sums['loss']:.4f}", validation=f"{validation['loss']:.4f}")
+        if validation["loss"] < best:
+            best = validation["loss"]
+            best_state = {name: value.clone() for name, value in flow.state_dict().items()}
+    bar.close()
+    flow.load_state_dict(best_state)
+    return history.frame()
+
+
+# --- Teacher ------------------------------------------------------------------------------------
+
+
+def train_teacher(
+    train: Events, validation: Events, study: Study, subset: Subset, progress: bool = False
+) -> tuple[Surrogate, pd.DataFrame]:
+    """Train a teacher by maximum likelihood.
+
+    Noise is drawn anew in every epoch; the validation noise is always the same. The term
+    ``loss`` of the history is the negative log-likelihood in nats per fibre.
+
+    Returns
+    -------
+    surrogate, history
+        the best validation epoch, and epoch, step, split, term, value.
+
+    Raises
+    ------
+    DivergenceError
+        naming step and term.
+    """
+    device = choose_device(study.device)
+    scaler = ConditionScaler.fit(train, study.preprocessing)
+    seed = derive_seed(study.seed, "teacher", subset)
+    torch.manual_seed(seed)
+    flow = Teacher(DIM, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
+    data = _Encoded(train, scaler, study.preprocessing, device)
+    if study.flow.initialise == "data":
+        x, _ = data(torch.arange(min(len(train), 4096)), torch.Generator().manual_seed(seed))
+        start_from_marginals(flow, x.cpu(), study.flow.bound)
+    flow.to(device)
+    held_out = _Encoded(validation, scaler, study.preprocessing, device)
+
+    def nll(data: _Encoded, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        x, condition = data(indices, generator)
+        return {"loss": -flow.log_prob(x, condition).mean() / DIM}
+
+    history = _fit(
+        flow,
+        study.teacher,
+        study.teacher.epochs_for(subset),
+        len(train),
+        f"teacher {subset}",
+        seed,
+        lambda indices, generator: nll(data, indices, generator),
+        lambda: _mean_over(held_out, study.teacher.batch, seed, nll),
+        progress,
+    )
+    return Surrogate(flow, study.flow, scaler, study.preprocessing), history
+
+
+class _Encoded:
+    """Events as batches of (x, condition), encoded with fresh noise at every call."""
+
+    def __init__(
+        self,
+        events: Events,
+        scaler: ConditionScaler,
+        preprocessing: PreprocessingParams,
+        device: torch.device,
+    ) -> None:
+        self.responses = events.responses
+        self.conditions = scaler(events, preprocessing).to(device)
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __call__(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        counts = torch.from_numpy(self.responses[indices.numpy()].astype(np.int32))
+        x, _ = encode_responses(counts, self.preprocessing, generator)
+        return x.to(self.conditions.device), self.conditions[indices]
+
+
+def _mean_over(
+    data: _Encoded,
+    batch: int,
+    seed: int,
+    terms: Callable[[_Encoded, Tensor, torch.Generator], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Terms averaged over ``data``, with the same noise at every call."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    sums: dict[str, Tensor] = {}
+    for indices in torch.arange(len(data)).split(batch):
+        for name, value in terms(data, indices, generator).items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.cpu() * len(indices) / len(data)
+    return sums
+
+
+# --- Student ------------------------------------------------------------------------------------
+
+
+def channel_fractions(x: Tensor) -> Tensor:
+    """(N, 5) shares of the light in the five channels, from flow space x (N, D) (for eq. 2)."""
+    light = torch.sigmoid(x)
+    masks = torch.from_numpy(channel_masks().reshape(5, -1)).to(x)
+    return (light / light.sum(1, keepdim=True)) @ masks.T
+
+
+def _difference(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """(N,) squared differences, averaged over elements and over the tensors of the lists."""
+    if not a:
+        return torch.zeros(())
+    each = [(p - q).square().flatten(1).mean(1) for p, q in zip(a, b, strict=True)]
+    return torch.stack(each).mean(0)
+
+
+def distillation_terms(
+    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor, loop: Tensor
+) -> dict[str, Tensor]:
+    """The terms of :data:`DISTILLATION_TERMS` for each sample, (N,) each.
+
+    Parameters
+    ----------
+    x, condition
+        (N, D) and (N, C): the data loop x -(teacher)-> z -(student)-> x'.
+    z, loop
+        (N, D) and (N, C): the latent loop z -(student)-> x' -(teacher)-> z'.
+    """
+    with torch.no_grad():
+        target = teacher.passage(x, condition)
+    copy = student.passage(target.latent, condition)
+    drawn = student.passage(z, loop)
+    back = teacher.passage(drawn.data, loop)
+    channels = (channel_fractions(copy.data) - channel_fractions(x)).square().sum(1)
+    return {
+        "end_data": _difference([copy.data], [target.data]),
+        "blocks_data": _difference(copy.ends[1:-1], target.ends[1:-1]),
+        "made_data": _difference(copy.parameters, target.parameters),
+        "end_latent": _difference([back.latent], [drawn.latent]),
+        "blocks_latent": _difference(back.ends[1:-1], drawn.ends[1:-1]),
+        "made_latent": _difference(back.parameters, drawn.parameters),
+        "channel": channels,
+    }
+
+
+def distil_student(
+    teacher: Surrogate,
+    train: Events,
+    validation: Events,
+    study: Study,
+    subset: Subset,
+    setup: Setup,
+    progress: bool = False,
+) -> tuple[Surrogate, pd.DataFrame]:
+    """Distil a frozen teacher into a student.
+
+    The loss is the sum of the six squared differences, with ``+ch`` also ``channel_weight`` times
+    the channel loss (eq. 2). With ``+div`` each sample's whole loss is multiplied by the weight
+    of its particle (eq. 3), in the latent loop by that of the particle that its condition was
+    drawn from. All terms are logged in every setup, unweighted, so that setups can be compared;
+    ``loss`` is what was minimised. The validation loss is not weighted by diversity.
+
+    Returns and raises as :func:`train_teacher`.
+    """
+    if not isinstance(teacher.flow, Teacher):
+        raise TypeError("distil_student: expected a teacher to distil")
+    device = choose_device(study.device)
+    seed = derive_seed(study.seed, "student", subset)  # the same draws in every setup
+    torch.manual_seed(seed)
+    master = teacher.flow.to(device).eval().requires_grad_(False)
+    student = Student(DIM, master.context, study.flow, seed=0)
+    start_from_teacher(student, master, everything=study.flow.initialise == "data")
+    student.to(device)
+    params = study.student
+    channel_weight = params.channel_weight if "ch" in setup.split("+") else 0.0
+    weights = torch.ones(len(train))
+    if "div" in setup.split("+"):
+        weights = torch.from_numpy(
+            diversity_weights(
+                train.responses, train.particle, params.diversity_epsilon, params.diversity_mean_one
+            ).astype(np.float32)
+        )
+    data = _Encoded(train, teacher.scaler, study.preprocessing, device)
+    held_out = _Encoded(validation, teacher.scaler, study.preprocessing, device)
+
+    def terms_of(
+        data: _Encoded, indices: Tensor, generator: torch.Generator, weights: Tensor
+    ) -> dict[str, Tensor]:
+        x, condition = data(indices, generator)
+        z = torch.randn(x.shape, generator=generator).to(device)
+        others = torch.randint(len(data), (len(indices),), generator=generator)
+        loop = data.conditions[others]
+        terms = distillation_terms(master, student, x, z, condition, loop)
+        data_loss = terms["end_data"] + terms["blocks_data"] + terms["made_data"]
+        data_loss = data_loss + channel_weight * terms["channel"]
+        latent_loss = terms["end_latent"] + terms["blocks_latent"] + terms["made_latent"]
+        total = weights[indices].to(device) * data_loss + weights[others].to(device) * latent_loss
+        return {"loss": total.mean(), **{name: term.mean() for name, term in terms.items()}}
+
+    even = torch.ones(len(validation))
+    history = _fit(
+        student,
+        params,
+        params.epochs_for(subset),
+        len(train),
+        f"student {subset} {setup}",
+        seed,
+        lambda indices, generator: terms_of(data, indices, generator, weights),
+        lambda: _mean_over(
+            held_out, params.batch, seed, lambda d, i, g: terms_of(d, i, g, even)
+        ),
+        progress,
+    )
+    return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history
