@@ -40,6 +40,7 @@ __all__ = [
     "MissingStageError",
     "device",
     "evaluate_model",
+    "load_evaluation",
     "load_evaluations",
     "load_history",
     "load_model",
@@ -100,11 +101,13 @@ def make_teacher(
 
 
 def ready_teacher(study: Study, subset: str, progress: bool = False) -> Surrogate:
-    """The teacher of ``subset``, trained now if there is none yet."""
-    if _artefact(study, "models", subset, "teacher").is_file():
+    """The teacher of ``subset``; trained and evaluated now if there is none yet."""
+    if _artefact(study, "evaluation", subset, "teacher").is_file():
         return load_model(study, subset, "teacher")
     print(f"no teacher of {subset!r} in {study.artifacts} yet: training it first")
-    return make_teacher(study, subset, progress)[0]
+    teacher, _ = make_teacher(study, subset, progress)
+    evaluate_model(study, subset, "teacher", teacher, progress)
+    return teacher
 
 
 def make_student(
@@ -172,15 +175,21 @@ def load_model(study: Study, subset: str, model: Setup | str) -> Surrogate:
     return surrogate
 
 
+def load_evaluation(study: Study, subset: str, model: str) -> pd.DataFrame:
+    """Metrics of one model: subset, model, metric, run, value."""
+    return pd.read_csv(_existing(study, "evaluation", subset, model))
+
+
 def load_evaluations(study: Study) -> pd.DataFrame:
     """Metrics of every teacher and student of the study: subset, model, metric, run, value."""
-    paths = [
-        _existing(study, "evaluation", subset, model)
-        for subset in study.subsets
-        for model in ("teacher", *study.setups)
-    ]
-    # "n" and the like are names, never missing values
-    return pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths])
+    return pd.concat(
+        [
+            load_evaluation(study, subset, model)
+            for subset in study.subsets
+            for model in ("teacher", *study.setups)
+        ],
+        ignore_index=True,
+    )
 
 
 def load_history(study: Study, subset: str, model: str) -> pd.DataFrame:

@@ -1,0 +1,98 @@
+"""A study file says everything and is refused by name where it does not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zdc_nb.params import ParameterError, derive_seed, load_study
+
+SMALL = Path(__file__).parents[1] / "params" / "small.yaml"
+
+
+def changed(tmp_path: Path, *path: str, value: object = None, remove: bool = False) -> Path:
+    """params/small.yaml with one entry changed."""
+    content = yaml.safe_load(SMALL.read_text())
+    section = content
+    for key in path[:-1]:
+        section = section[key]
+    if remove:
+        del section[path[-1]]
+    else:
+        section[path[-1]] = value
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_the_study_is_named_after_its_file(tmp_path):
+    assert load_study(changed(tmp_path, "seed", value=3)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("flow", "hiden"), 64, "flow.hiden"),
+        (("flow", "hidden"), "wide", "flow.hidden"),
+        (("flow", "hidden"), 0, "flow.hidden"),
+        (("flow", "hidden"), True, "flow.hidden"),
+        (("subsets",), ["n", "proton"], "'proton'"),
+        (("setups",), ["bs", "bs+chh"], "'bs+chh'"),
+        (("subsets",), ["all", "all"], "each name once"),
+        (("data", "split"), [0.7, 0.1, 0.1], "sum to 1"),
+        (("data", "max_responses"), {"xi": 10}, "max_responses.xi"),
+        (("teacher", "epochs"), {"n": 3}, "teacher.epochs: no entry for lambda"),
+        (("teacher", "learning_rate"), float("nan"), "teacher.learning_rate"),
+        (("preprocessing", "conditions"), "everything", "preprocessing.conditions"),
+        (("speed", "subset"), "n", None),
+        (("name",), "other", "name"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(tmp_path, path, value, said):
+    file = changed(tmp_path, *path, value=value)
+    if said is None:
+        load_study(file)
+        return
+    with pytest.raises(ParameterError, match="mine.yaml") as caught:
+        load_study(file)
+    assert said in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(ParameterError, match=r"flow\.bins: Field required"):
+        load_study(changed(tmp_path, "flow", "bins", remove=True))
+
+
+def test_scientific_notation_without_a_point_is_a_number(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.read_text().replace("alpha: 1.0e-6", "alpha: 1e-6"))
+    assert load_study(file).preprocessing.alpha == 1e-6
+
+
+@pytest.mark.parametrize(
+    "text", ["", "just words", "{", "seed: 1\nseed: 2\n", "a: !!python/none\n"]
+)
+def test_a_file_that_is_no_study_is_refused(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ParameterError, match="mine.yaml"):
+        load_study(file)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ParameterError, match="no such study file"):
+        load_study("params/none.yaml")
+
+
+def test_a_subset_or_setup_that_the_study_lacks_is_refused():
+    study = load_study(SMALL)
+    with pytest.raises(ParameterError, match="'pi0'"):
+        study.check_subset("pi0")
+    with pytest.raises(ParameterError, match="'ch'"):
+        study.check_setup("ch")
+
+
+def test_seeds_differ_by_label_and_repeat():
+    assert derive_seed(1, "teacher", "n") == derive_seed(1, "teacher", "n")
+    seeds = {derive_seed(s, *labels) for s in (1, 2) for labels in (("a",), ("b",), ("a", "b"))}
+    assert len(seeds) == 6

@@ -1,0 +1,127 @@
+"""The fused spline against Pyro's, finite differences and the definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zdc_nb.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
+
+BOUND = 14.0
+
+
+def case(n, dim, bins, dtype, spread=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=generator, dtype=dtype) * 8
+    parameters = torch.randn(n, 3 * bins - 1, dim, generator=generator, dtype=dtype) * spread
+    return x, parameters
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("bins", [2, 5, 8])
+def test_values_and_gradients_equal_pyros(bins, inverse):
+    # more dimensions than one tile, and not a multiple of it
+    x, parameters = case(9, 300, bins, torch.float64)
+    weights = torch.randn(2, *x.shape, dtype=torch.float64)
+    results = []
+    for engine in ("reference", "fused"):
+        leaves = x.clone().requires_grad_(), parameters.clone().requires_grad_()
+        y, logs = rational_quadratic_spline(*leaves, BOUND, inverse=inverse, engine=engine)
+        gradients = torch.autograd.grad((weights[0] * y + weights[1] * logs).sum(), leaves)
+        results.append((y, logs, *gradients))
+    for reference, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, reference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_pass_gradcheck(inverse):
+    x, parameters = case(3, 4, 4, torch.float64)
+    x[0] = torch.tensor([-20.0, 20.0, 13.9, -13.9])  # tails and next to the bounds
+    assert torch.autograd.gradcheck(
+        lambda a, b: rational_quadratic_spline(a, b, BOUND, inverse=inverse),
+        (x.requires_grad_(), parameters.requires_grad_()),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 5),
+    dim=st.integers(1, 150),
+    bins=st.integers(2, 12),
+    spread=st.floats(0, 6),
+    seed=st.integers(0, 2**31),
+)
+def test_single_precision_agrees_with_double(n, dim, bins, spread, seed):
+    x, parameters = case(n, dim, bins, torch.float32, spread, seed)
+    y, logs = rational_quadratic_spline(x, parameters, BOUND)
+    exact, exact_logs = rational_quadratic_spline(x.double(), parameters.double(), BOUND)
+    # an abscissa is known to 1e-6 of the interval, so y to that times the slope
+    assert ((y - exact).abs() <= 2e-5 * (1 + exact_logs.exp())).all()
+    assert torch.isfinite(logs).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(bins=st.integers(2, 12), spread=st.floats(0, 3), seed=st.integers(0, 2**31))
+def test_inverse_undoes_forward_everywhere(bins, spread, seed):
+    _, parameters = case(1, 400, bins, torch.float64, spread, seed)
+    x = torch.linspace(-16, 16, 400, dtype=torch.float64)[None]  # tails included
+    y, logs = rational_quadratic_spline(x, parameters, BOUND)
+    back, back_logs = rational_quadratic_spline(y, parameters, BOUND, inverse=True)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-8)
+    torch.testing.assert_close(back_logs, -logs, rtol=0, atol=1e-6)
+
+
+def test_log_derivative_is_that_of_a_difference_quotient():
+    _, one = case(1, 1, 8, torch.float64, seed=3)
+    x = torch.linspace(-13.99, 13.99, 2001, dtype=torch.float64)[:, None]
+    parameters = one.expand(len(x), -1, -1)
+    step = 1e-6
+    above, _ = rational_quadratic_spline(x + step, parameters, BOUND)
+    below, _ = rational_quadratic_spline(x - step, parameters, BOUND)
+    _, logs = rational_quadratic_spline(x, parameters, BOUND)
+    torch.testing.assert_close(((above - below) / (2 * step)).log(), logs, rtol=0, atol=1e-5)
+    assert (above > below).all()
+
+
+def test_knots_and_ends_are_hit_exactly():
+    _, parameters = case(1, 1, 8, torch.float64, seed=5)
+    fractions = torch.softmax(parameters[0, :8, 0], 0) * (1 - 8e-3) + 1e-3
+    heights = torch.softmax(parameters[0, 8:16, 0], 0) * (1 - 8e-3) + 1e-3
+    zero = torch.zeros(1, dtype=torch.float64)
+    x = 2 * BOUND * torch.cat([zero, fractions.cumsum(0)]) - BOUND
+    y = 2 * BOUND * torch.cat([zero, heights.cumsum(0)]) - BOUND
+    got, _ = rational_quadratic_spline(x[:, None], parameters.expand(9, -1, -1), BOUND)
+    torch.testing.assert_close(got[:, 0], y, rtol=0, atol=1e-9)
+
+
+def test_identity_parameters_give_the_identity():
+    parameters = torch.zeros(7, 23, 1)
+    parameters[:, 16:] = IDENTITY_DERIVATIVE
+    x = torch.linspace(-9, 9, 7)[:, None]
+    y, logs = rational_quadratic_spline(x, parameters, BOUND)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logs, torch.zeros_like(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_not_a_number_is_never_hidden(dtype, inverse):
+    x, parameters = case(2, 200, 8, dtype)
+    x[0, 3] = np.nan
+    parameters[1, 2, 5] = np.nan
+    x[1, 5] = 0.5
+    y, logs = rational_quadratic_spline(x, parameters, BOUND, inverse=inverse)
+    for n, d in ((0, 3), (1, 5)):
+        assert y[n, d].isnan()
+        assert logs[n, d].isnan()
+    assert y.isnan().sum() == 2
+
+
+def test_extreme_parameters_stay_finite():
+    x, parameters = case(4, 130, 8, torch.float32, spread=60.0)
+    leaves = x.requires_grad_(), parameters.requires_grad_()
+    y, logs = rational_quadratic_spline(*leaves, BOUND)
+    gradients = torch.autograd.grad(y.sum() + logs.sum(), leaves)
+    for result in (y, logs, *gradients):
+        assert torch.isfinite(result).all()
