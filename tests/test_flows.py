@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -74,17 +75,17 @@ def test_every_output_depends_on_the_condition():
     assert (jacobian.abs().amax((0, 2, 3)) > 0).all()
 
 
-def stock_pyro(teacher: Teacher) -> dist.ConditionalTransformedDistribution:
+def stock_pyro(teacher: Teacher) -> Any:
     """The teacher's weights in stock Pyro: its classes, its masks, its splines."""
-    transforms = []
+    transforms: list[Any] = []
     for i, network in enumerate(teacher.networks):
-        bins, hidden = network.bins, network.get_submodule("first").out_features
+        bins, hidden = network.bins, len(network.masked("first")[1])
         stock = ConditionalAutoRegressiveNN(
             network.dim,
             network.context,
             [hidden] * len(network.hidden_names),
             param_dims=[bins, bins, bins - 1],
-            permutation=torch.arange(network.dim),
+            permutation=torch.arange(network.dim),  # type: ignore[arg-type]
         )
         for layer, name in zip(stock.layers, (*network.hidden_names, "last"), strict=True):
             layer.load_state_dict(
@@ -260,4 +261,4 @@ def test_starting_from_marginals_begins_near_independent_fibres():
 def test_dropout_is_refused_in_a_sequential_inversion():
     network = Made(6, CONTEXT, 8, 10, 1, dropout=0.5).train()
     with pytest.raises(RuntimeError, match="evaluation mode"):
-        network.solve(torch.zeros(2, CONTEXT), lambda here, p: p[:, 0])
+        network.solve(torch.zeros(2, CONTEXT), lambda _, p: p[:, 0])

@@ -53,7 +53,7 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path, path, value, said):
     if said is None:
         load_study(file)
         return
-    with pytest.raises(ParameterError, match="mine.yaml") as caught:
+    with pytest.raises(ParameterError, match=r"mine\.yaml") as caught:
         load_study(file)
     assert said in str(caught.value)
 
@@ -75,7 +75,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path):
 def test_a_file_that_is_no_study_is_refused(tmp_path, text):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(ParameterError, match="mine.yaml"):
+    with pytest.raises(ParameterError, match=r"mine\.yaml"):
         load_study(file)
 
 

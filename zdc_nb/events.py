@@ -81,7 +81,8 @@ class Events:
     @property
     def photon_sum(self) -> NDArray[np.int64]:
         """(N,) photons in each response."""
-        return self.responses.sum(axis=(1, 2), dtype=np.int64)
+        total: NDArray[np.int64] = self.responses.sum(axis=(1, 2), dtype=np.int64)
+        return total
 
 
 def select_subset(events: Events, subset: Subset) -> Events:

@@ -34,10 +34,9 @@ def teacher_figure(history: pd.DataFrame, subset: str) -> Figure:
         part = losses[losses.split == split]
         axis.plot(part.epoch, part.value, "o-", ms=3, color=colour, label=split)
     validation = losses[losses.split == "validation"]
-    best = validation.loc[validation.value.idxmin()]
-    axis.axvline(
-        best.epoch, color="0.5", ls=":", label=f"kept: epoch {best.epoch:.0f}, {best.value:.4f}"
-    )
+    best = validation.nsmallest(1, "value")
+    epoch, value = best["epoch"].item(), best["value"].item()
+    axis.axvline(epoch, color="0.5", ls=":", label=f"kept: epoch {epoch}, {value:.4f}")
     axis.set_xlabel("epoch")
     axis.set_ylabel("-log p(x | c) (nats per fibre)")
     axis.set_title(f"Teacher of {subset}: negative log-likelihood in flow space")

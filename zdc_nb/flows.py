@@ -50,13 +50,13 @@ class SplineAutoregressive(PyroSplineAutoregressive):
     def __init__(self, owner: ConditionalSplineAutoregressive, context: Tensor) -> None:
         # Pyro's class builds a spline module of its own around the network here, which would
         # register the network's weights a second time; the base class is all that is needed.
-        super(PyroSplineAutoregressive, self).__init__(cache_size=1)
+        super(PyroSplineAutoregressive, self).__init__(cache_size=1)  # type: ignore[no-untyped-call]
         self._owner = (owner,)  # in a tuple: not to be registered as a submodule
         self._context = context
 
     def parameters_at(self, inputs: Tensor) -> Tensor:
         """(N, 3K - 1, D) spline parameters for ``inputs`` (N, D), one for each condition."""
-        return self._owner[0].nn.spline_parameters(inputs, self._context)
+        return self._owner[0].network.spline_parameters(inputs, self._context)
 
     def _context_of(self, inputs: Tensor) -> Tensor:
         """The context (prod(...), C) of each row of inputs (..., D)."""
@@ -72,7 +72,7 @@ class SplineAutoregressive(PyroSplineAutoregressive):
 
     def _call(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        parameters = self._owner[0].nn.spline_parameters(rows, self._context_of(x))
+        parameters = self._owner[0].network.spline_parameters(rows, self._context_of(x))
         y, log_derivative = self.apply_spline(rows, parameters)
         self._cache_log_detJ = log_derivative.view_as(x)
         return y.view_as(x)
@@ -92,7 +92,7 @@ class SplineAutoregressive(PyroSplineAutoregressive):
             )
             return x
 
-        x = owner.nn.solve(self._context_of(y), step)
+        x = owner.network.solve(self._context_of(y), step)
         self._cache_log_detJ = -log_derivative.view_as(y)
         return x.view_as(y)
 
@@ -111,10 +111,16 @@ class ConditionalSplineAutoregressive(PyroConditional):
     """
 
     def __init__(self, network: Made, bound: float, engine: str, inverse_spline: bool) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             network.dim, network, count_bins=network.bins, bound=bound, order="quadratic"
         )
         self.bound, self.engine, self.inverse_spline = bound, engine, inverse_spline
+
+    @property
+    def network(self) -> Made:
+        """The MADE that Pyro's class keeps."""
+        assert isinstance(self.nn, Made)
+        return self.nn
 
     def condition(self, context: Tensor) -> SplineAutoregressive:
         """The transform for conditions (N, C) or (C,)."""
@@ -202,7 +208,7 @@ class Flow(nn.Module):
     @property
     def networks(self) -> list[Made]:
         """The MADE of each block, the teacher's first block (next to the data) first."""
-        return [block.nn for block in self.blocks]  # type: ignore[misc]
+        return [block.network for block in self.blocks]  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
@@ -261,7 +267,8 @@ class Teacher(Flow):
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """(N,) log p(x | c) in nats; the same as ``distribution(context).log_prob(x)``."""
         passage = self.passage(x, context)
-        return self._base(len(x)).log_prob(passage.latent) + passage.log_derivative
+        base: Tensor = self._base(len(x)).log_prob(passage.latent)
+        return base + passage.log_derivative
 
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
@@ -309,9 +316,7 @@ class Student(Flow):
         return self.passage(z, context).data
 
 
-def _standard_normal(
-    n: int, dim: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _standard_normal(n: int, dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
     # drawn where the generator lives, so that a seed means the same on every device
     return torch.randn(n, dim, generator=generator, device=generator.device).to(device)
 

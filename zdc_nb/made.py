@@ -111,7 +111,7 @@ class Made(nn.Module):
         out = functional.linear(h, *self.masked("last"))
         if self.context_network is not None:
             out = out + self.context_network(context)
-        return out.unflatten(-1, (self.outputs_per_dim, self.dim))
+        return out.view(*out.shape[:-1], self.outputs_per_dim, self.dim)
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widths (N, K, D), heights (N, K, D) and derivatives (N, K - 1, D), as Pyro wants them."""
@@ -163,8 +163,8 @@ class Made(nn.Module):
             rows = last[:, here, :units].flatten(0, 1)
             p = functional.linear(hidden[-1][:, :units], rows)
             x[:, here] = step(here, p.unflatten(1, (-1, end - start)) + base[:, :, here])
-            inputs[:, seen : self.context + end] = (
-                x[:, here] - self.location[here]
-            ) / self.scale[here]
+            inputs[:, seen : self.context + end] = (x[:, here] - self.location[here]) / self.scale[
+                here
+            ]
             done = units
         return x

@@ -201,7 +201,9 @@ class Study(_Section):
         if self.speed.setup not in self.setups:
             raise ValueError(f"speed.setup: {self.speed.setup!r} is not among the setups")
         for key, epochs in (("teacher", self.teacher.epochs), ("student", self.student.epochs)):
-            missing = [] if isinstance(epochs, int) else [s for s in self.subsets if s not in epochs]
+            missing = (
+                [] if isinstance(epochs, int) else [s for s in self.subsets if s not in epochs]
+            )
             if missing:
                 raise ValueError(f"{key}.epochs: no entry for {', '.join(missing)}")
         if 1e-3 * self.flow.bins >= 1:

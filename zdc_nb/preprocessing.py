@@ -121,8 +121,10 @@ def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.fl
         half = FACE / 2
         knots = np.linspace(-half, half, params.impact_grid)
         width = knots[1] - knots[0]
-        # far off the face all functions are zero; charged particles are bent away from this point
-        point = np.clip(impact_point(events.features), -4 * FACE, 4 * FACE)
+        with np.errstate(divide="ignore", invalid="ignore"):  # pz = 0 never arrives
+            point = impact_point(events.features)
+        # far off the face all functions are zero
+        point = np.clip(np.nan_to_num(point, nan=np.inf), -4 * FACE, 4 * FACE)
         rbf = np.exp(-0.5 * ((point[:, :, None] - knots) / width) ** 2)
         columns.append((rbf[:, 1, :, None] * rbf[:, 0, None, :]).reshape(len(events), -1))
     return np.concatenate(columns, axis=1)

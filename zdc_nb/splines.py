@@ -72,7 +72,7 @@ def rational_quadratic_spline(
     """
     if engine == "reference" or inputs.device.type != "cpu":
         return _pyro_spline(inputs, parameters, bound, inverse)
-    return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return,no-untyped-call]
+    return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return]
 
 
 def _pyro_spline(
@@ -115,7 +115,7 @@ class _FusedSpline(torch.autograd.Function):
         return outputs, log_derivative
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, grad_outputs: Tensor, grad_log_derivative: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
@@ -142,7 +142,11 @@ class _FusedSpline(torch.autograd.Function):
 # reassociation is allowed ("reassoc"), which would spoil the argument reductions of exp and log;
 # NaN stays NaN, so that a diverging training is seen.
 
-_JIT = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy", "cache": True}
+_JIT: dict[str, Any] = {
+    "fastmath": {"contract", "nsz", "arcp"},
+    "error_model": "numpy",
+    "cache": True,
+}
 
 _LOG2E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)
@@ -163,21 +167,21 @@ _L = [
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = _L
 
 
-def _exp_all(values, bits):  # type: ignore[no-untyped-def]
+def _exp_all(values, bits):
     """``values[:] = exp(values)``; ``bits`` is an int32 scratch array of the same length."""
     raise NotImplementedError("compiled code only")
 
 
-def _log_all(values, bits):  # type: ignore[no-untyped-def]
+def _log_all(values, bits):
     """``values[:] = log(values)`` for positive values."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(_exp_all, jit_options=_JIT)
-def _exp_all_overload(values, bits):  # type: ignore[no-untyped-def]
+@overload(_exp_all, jit_options=_JIT)  # type: ignore[arg-type]
+def _exp_all_overload(values, bits):  # noqa: ARG001
     if values.dtype == numba.float32:
 
-        def vectorised(values, bits):  # type: ignore[no-untyped-def]
+        def vectorised(values, bits):
             # Cephes expf: 2^n times a polynomial; 1 ulp.
             low, high = np.float32(-87.0), np.float32(88.0)
             shift, offset = np.float32(128.5), np.int32(128)
@@ -197,18 +201,18 @@ def _exp_all_overload(values, bits):  # type: ignore[no-untyped-def]
 
         return vectorised
 
-    def plain(values, bits):  # type: ignore[no-untyped-def]
+    def plain(values, bits):  # noqa: ARG001
         for t in range(values.size):
             values[t] = math.exp(values[t])
 
     return plain
 
 
-@overload(_log_all, jit_options=_JIT)
-def _log_all_overload(values, bits):  # type: ignore[no-untyped-def]
+@overload(_log_all, jit_options=_JIT)  # type: ignore[arg-type]
+def _log_all_overload(values, bits):  # noqa: ARG001
     if values.dtype == numba.float32:
 
-        def vectorised(values, bits):  # type: ignore[no-untyped-def]
+        def vectorised(values, bits):
             # Cephes logf.
             one, half = np.float32(1.0), np.float32(0.5)
             source = values.view(np.int32)
@@ -230,15 +234,15 @@ def _log_all_overload(values, bits):  # type: ignore[no-untyped-def]
 
         return vectorised
 
-    def plain(values, bits):  # type: ignore[no-untyped-def]
+    def plain(values, bits):  # noqa: ARG001
         for t in range(values.size):
             values[t] = math.log(values[t])
 
     return plain
 
 
-@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
-def _softmax(raw, first, start, probability, scratch, bits):  # type: ignore[no-untyped-def]
+@numba.njit(**_JIT)
+def _softmax(raw, first, start, probability, scratch, bits):
     """Softmax over the rows ``first`` to ``first + K`` of ``raw`` into ``probability`` (K, T)."""
     bins = probability.shape[0]
     size = scratch.size
@@ -270,8 +274,8 @@ def _softmax(raw, first, start, probability, scratch, bits):  # type: ignore[no-
             p[t] *= scratch[t]
 
 
-@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
-def _softplus(raw, value, scratch, bits):  # type: ignore[no-untyped-def]
+@numba.njit(**_JIT)
+def _softplus(raw, value, scratch, bits):
     """``value = MIN_FRACTION + log(1 + exp(raw))``."""
     one, zero = raw.dtype.type(1), raw.dtype.type(0)
     smallest = raw.dtype.type(MIN_FRACTION)
@@ -285,8 +289,8 @@ def _softplus(raw, value, scratch, bits):  # type: ignore[no-untyped-def]
         value[t] += max(raw[t], zero) + smallest
 
 
-@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
-def _select_bins(raw, start, values, by_height, bound, pw, ph, s, b, bits):  # type: ignore[no-untyped-def]
+@numba.njit(**_JIT)
+def _select_bins(raw, start, values, by_height, bound, pw, ph, s, b, bits):
     """Find each value's bin and what the spline needs of it.
 
     ``raw`` (3K - 1, D), of which the columns from ``start`` belong to ``values`` (T,): abscissae,
@@ -345,8 +349,8 @@ def _select_bins(raw, start, values, by_height, bound, pw, ph, s, b, bits):  # t
         d1[t] = end if b[t] == kk else d1[t]
 
 
-@numba.njit(parallel=True, **_JIT)  # type: ignore[untyped-decorator]
-def _forward(inputs, parameters, bound, inverse, outputs, log_derivative):  # type: ignore[no-untyped-def]
+@numba.njit(parallel=True, **_JIT)
+def _forward(inputs, parameters, bound, inverse, outputs, log_derivative):
     n, dim = inputs.shape
     bins = (parameters.shape[1] + 1) // 3
     real = inputs.dtype.type
@@ -396,8 +400,8 @@ def _forward(inputs, parameters, bound, inverse, outputs, log_derivative):  # ty
                     logs[t] = -logs[t]
 
 
-@numba.njit(**_JIT)  # type: ignore[untyped-decorator]
-def _softmax_gradient(probability, corner, size, b, scale, scratch, gradient, first, start):  # type: ignore[no-untyped-def]
+@numba.njit(**_JIT)
+def _softmax_gradient(probability, corner, size, b, scale, scratch, gradient, first, start):
     """dL/draw_j = p_j (G_j - sum_k p_k G_k) of widths or heights, into ``gradient``.
 
     G_j is ``corner`` for the bins before bin b, which move its corner, ``size`` for b itself.
@@ -421,9 +425,17 @@ def _softmax_gradient(probability, corner, size, b, scale, scratch, gradient, fi
             row[t] = scale * p[t] * (g - scratch[t])
 
 
-@numba.njit(parallel=True, **_JIT)  # type: ignore[untyped-decorator]
-def _backward(  # type: ignore[no-untyped-def]
-    inputs, outputs, parameters, bound, inverse, grad_outputs, grad_log, grad_inputs, grad_parameters
+@numba.njit(parallel=True, **_JIT)
+def _backward(  # noqa: PLR0915
+    inputs,
+    outputs,
+    parameters,
+    bound,
+    inverse,
+    grad_outputs,
+    grad_log,
+    grad_inputs,
+    grad_parameters,
 ):
     """Gradients; those of the inverse follow from the forward map's by the implicit function."""
     n, dim = inputs.shape
@@ -462,7 +474,9 @@ def _backward(  # type: ignore[no-untyped-def]
                 top = f * theta * theta + d * u
                 bend, dden_df = one - two * theta, one - two * u
                 dy_dt = h[t] * f * q * ratio * ratio
-                dl_dt = two * (e * theta + f * bend - d * rest) * over_q - two * curve * bend * ratio
+                dl_dt = (
+                    two * (e * theta + f * bend - d * rest) * over_q - two * curve * bend * ratio
+                )
                 go, gl = out_gradient[t], log_gradient[t]
                 into = (go * w[t] - gl * dl_dt) / dy_dt
                 gy = -into if inverse else go

@@ -144,7 +144,7 @@ def evaluate_model(
             # not of the model's name: what setups share they shall share here too
             seed = derive_seed(study.seed, "generation", subset, run)
             generated = surrogate.generate(test, seed, study.evaluation.batch, progress)
-            if len(shown) < 2:  # noqa: PLR2004
+            if len(shown) < 2:
                 shown.append(generated)
             yield generated
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from zdc_nb.detector import channel_masks, diversity_weights
 from zdc_nb.events import Events
-from zdc_nb.storage import write_atomically
 from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
 from zdc_nb.params import (
     FlowParams,
@@ -34,6 +32,7 @@ from zdc_nb.params import (
     derive_seed,
 )
 from zdc_nb.preprocessing import DIM, ConditionScaler, decode_responses, encode_responses
+from zdc_nb.storage import write_atomically
 
 __all__ = [
     "DISTILLATION_TERMS",
@@ -143,10 +142,12 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["description"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        kind = {"teacher": Teacher, "student": Student}[description["kind"]]
+        kinds: dict[str, type[Teacher | Student]] = {"teacher": Teacher, "student": Student}
         architecture = FlowParams.model_validate(description["flow"])
         # the permutations are among the tensors: any seed will do
-        flow = kind(description["dim"], description["context"], architecture, seed=0)
+        flow = kinds[description["kind"]](
+            description["dim"], description["context"], architecture, seed=0
+        )
         weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
         flow.load_state_dict(weights)
         scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
@@ -233,7 +234,7 @@ def _fit(
             terms = loss(indices, generator)
             values = _finite(terms, what, epoch, step)
             optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()  # type: ignore[no-untyped-call]
+            terms["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), params.gradient_clip)
             _finite({"norm of the gradient": norm}, what, epoch, step)
             optimizer.step()
@@ -454,9 +455,7 @@ def distil_student(
         f"student {subset} {setup}",
         seed,
         lambda indices, generator: terms_of(data, indices, generator, weights),
-        lambda: _mean_over(
-            held_out, params.batch, seed, lambda d, i, g: terms_of(d, i, g, even)
-        ),
+        lambda: _mean_over(held_out, params.batch, seed, lambda d, i, g: terms_of(d, i, g, even)),
         progress,
     )
     return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history

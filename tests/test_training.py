@@ -1,0 +1,225 @@
+"""Training, distillation and checkpoints, on a small grid of the real thing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zdc_nb.detector import channel_sums
+from zdc_nb.events import Events, split_events
+from zdc_nb.flows import Student, Teacher, start_from_teacher
+from zdc_nb.params import Study, derive_seed, load_study
+from zdc_nb.preprocessing import DIM, encode_responses
+from zdc_nb.simulation import simulate
+from zdc_nb.training import (
+    DISTILLATION_TERMS,
+    DivergenceError,
+    _learning_rate,
+    channel_fractions,
+    choose_device,
+    distil_student,
+    distillation_terms,
+    load_surrogate,
+    save_surrogate,
+    train_teacher,
+)
+
+SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
+
+
+def tiny(**changes: dict[str, Any]) -> Study:
+    """The smoke study, smaller still."""
+    updates: dict[str, dict[str, Any]] = {
+        "flow": {"hidden": 8, "context_hidden": [16]},
+        "teacher": {"epochs": 2, "batch": 16},
+        "student": {"epochs": 2, "batch": 16},
+    }
+    for section, values in changes.items():
+        updates[section] = updates.get(section, {}) | values
+    sections = {k: getattr(SMOKE, k).model_copy(update=v) for k, v in updates.items()}
+    return SMOKE.model_copy(update={"device": "cpu", **sections})
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Events, Events, Events]:
+    return split_events(simulate(150, 10, 10, 3), (0.7, 0.1, 0.2), 1)
+
+
+@pytest.fixture(scope="module")
+def taught(parts):
+    return train_teacher(parts[0], parts[1], tiny(), "all")
+
+
+def test_training_lowers_the_validation_loss_and_keeps_the_best_epoch(parts, taught):
+    surrogate, history = taught
+    validation = history[(history.split == "validation") & (history.term == "loss")]
+    assert list(validation.epoch) == [1, 2]
+    assert validation.value.iloc[-1] < validation.value.iloc[0]
+    # with the noise that training validates with
+    generator = torch.Generator().manual_seed(derive_seed(SMOKE.seed, "teacher", "all") + 1)
+    losses = []
+    counts = torch.from_numpy(parts[1].responses.astype(np.int32))
+    for rows in torch.arange(len(counts)).split(16):
+        x, _ = encode_responses(counts[rows], SMOKE.preprocessing, generator)
+        with torch.no_grad():
+            log_prob = surrogate.flow.log_prob(x, surrogate.conditions(parts[1])[rows])
+        losses.append(-log_prob / DIM)
+    assert float(torch.cat(losses).mean()) == pytest.approx(validation.value.min(), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_numbers(parts, taught):
+    again, history = train_teacher(parts[0], parts[1], tiny(), "all")
+    assert history.equals(taught[1])
+    first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], again))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, again.generate(parts[2], seed=6, batch=8))
+
+
+def test_generated_responses_are_aligned_with_their_photon_sums(parts, taught):
+    generated = taught[0].generate(parts[2], seed=1, batch=7)
+    assert generated.shape == parts[2].responses.shape
+    assert (generated.sum((1, 2), dtype=np.int64) <= parts[2].photon_sum).all()
+
+
+def test_channel_fractions_are_those_of_the_photons(parts):
+    counts = parts[0].responses
+    x, _ = encode_responses(
+        torch.from_numpy(counts.astype(np.int32)),
+        SMOKE.preprocessing.model_copy(update={"noise": 1e-9}),
+        torch.Generator().manual_seed(0),
+    )
+    expected = channel_sums(counts) / counts.sum((1, 2))[:, None]
+    # alpha lifts each dark fibre by a millionth
+    np.testing.assert_allclose(channel_fractions(x).numpy(), expected, atol=3e-3)
+
+
+@torch.no_grad()
+def test_distillation_terms_equal_a_loop_over_samples(taught):
+    teacher = taught[0].flow
+    torch.manual_seed(4)
+    student = Student(DIM, teacher.context, tiny().flow, seed=0).eval()
+    start_from_teacher(student, teacher, everything=False)
+    x, z = torch.randn(3, DIM) - 7, torch.randn(3, DIM)
+    here, loop = torch.randn(2, 3, teacher.context)
+    terms = distillation_terms(teacher, student, x, z, here, loop)
+    assert tuple(terms) == DISTILLATION_TERMS
+    for n in range(3):
+        one = slice(n, n + 1)
+        there = teacher.passage(x[one], here[one])
+        back = student.passage(there.latent, here[one])
+        drawn = student.passage(z[one], loop[one])
+        again = teacher.passage(drawn.data, loop[one])
+        expected = {
+            "end_data": ((back.ends[0] - x[one]) ** 2).mean(),
+            "blocks_data": ((back.ends[1] - there.ends[1]) ** 2).mean(),
+            "made_data": sum(
+                ((q - p) ** 2).mean()
+                for q, p in zip(back.parameters, there.parameters, strict=True)
+            )
+            / 2,
+            "end_latent": ((again.ends[2] - z[one]) ** 2).mean(),
+            "blocks_latent": ((again.ends[1] - drawn.ends[1]) ** 2).mean(),
+            "made_latent": sum(
+                ((q - p) ** 2).mean()
+                for q, p in zip(drawn.parameters, again.parameters, strict=True)
+            )
+            / 2,
+            "channel": ((channel_fractions(back.data) - channel_fractions(x[one])) ** 2).sum(),
+        }
+        for name, value in expected.items():
+            assert float(terms[name][n]) == pytest.approx(float(value), rel=1e-3, abs=1e-7)
+            assert name == "channel" or float(value) > 0
+
+
+@torch.no_grad()
+def test_a_perfect_copy_has_no_loss():
+    # constant spline parameters, the same on both sides: the student is the teacher's inverse
+    teacher = Teacher(DIM, 4, tiny().flow, seed=1).eval()
+    student = Student(DIM, 4, tiny().flow, seed=0).eval()
+    for parameter in teacher.parameters():
+        parameter.data.zero_()
+    start_from_teacher(student, teacher, everything=True)
+    x, z, c = torch.randn(4, DIM), torch.randn(4, DIM), torch.randn(4, 4)
+    for term in distillation_terms(teacher, student, x, z, c, c).values():
+        assert float(term.max()) < 1e-8
+
+
+@pytest.mark.parametrize("setup", ["bs", "bs+ch", "bs+div", "bs+ch+div"])
+def test_each_setup_minimises_its_own_sum(parts, taught, setup):
+    study = tiny(student={"epochs": 1})
+    teacher = taught[0]
+    before = {k: v.clone() for k, v in teacher.flow.state_dict().items()}
+    surrogate, history = distil_student(teacher, parts[0], parts[1], study, "all", setup)
+    assert isinstance(surrogate.flow, Student)
+    rows = history[history.split == "validation"].set_index("term").value
+    base = sum(rows[name] for name in DISTILLATION_TERMS if name != "channel")
+    channel = study.student.channel_weight * rows["channel"] if "ch" in setup else 0
+    assert rows["loss"] == pytest.approx(base + channel, rel=1e-4)
+    trained = history[history.split == "train"].set_index("term").value
+    total = sum(trained[name] for name in DISTILLATION_TERMS if name != "channel")
+    total += study.student.channel_weight * trained["channel"] if "ch" in setup else 0
+    # weights of mean 1 change the sum, but only with diversity
+    assert (trained["loss"] == pytest.approx(total, rel=1e-4)) != ("div" in setup)
+    for name, value in teacher.flow.state_dict().items():
+        assert torch.equal(value, before[name]), "the teacher must stay frozen"
+
+
+def test_distillation_brings_the_student_closer(parts, taught):
+    study = tiny(student={"epochs": 4}, flow={"initialise": "random"})
+    _, history = distil_student(taught[0], parts[0], parts[1], study, "all", "bs")
+    losses = history[(history.term == "loss") & (history.split == "validation")].value
+    assert losses.iloc[-1] < 0.8 * losses.iloc[0]
+
+
+def test_a_diverging_training_says_where(parts):
+    study = tiny(teacher={"learning_rate": 1e18, "gradient_clip": 1e30, "epochs": 5})
+    with pytest.raises(DivergenceError, match=r"teacher all: the term '.*' became .* at step \d+"):
+        train_teacher(parts[0], parts[1], study, "all")
+
+
+def test_learning_rate_is_halved_after_the_epochs_that_the_paper_names():
+    params = SMOKE.teacher.model_copy(update={"schedule": "halve", "halve_after": [15, 40, 70]})
+    factor = _learning_rate(params, epochs=100, steps_per_epoch=7)
+    by_epoch = {epoch: factor((epoch - 1) * 7) for epoch in (1, 15, 16, 40, 41, 70, 71, 100)}
+    assert by_epoch == {1: 1, 15: 1, 16: 0.5, 40: 0.5, 41: 0.25, 70: 0.25, 71: 0.125, 100: 0.125}
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    factor = _learning_rate(SMOKE.teacher, epochs=10, steps_per_epoch=20)
+    values = [factor(step) for step in range(201)]
+    assert values[0] < 0.1
+    assert max(values) > 0.95
+    assert values[200] == pytest.approx(0, abs=1e-9)
+
+
+def test_checkpoints_come_back_whole(tmp_path, parts, taught):
+    path = tmp_path / "teacher.safetensors"
+    save_surrogate(taught[0], path)
+    loaded = load_surrogate(path, torch.device("cpu"))
+    first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], loaded))
+    assert np.array_equal(first, second)
+    assert loaded.architecture == tiny().flow
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
+        load_surrogate(path, torch.device("cpu"))
+
+
+def test_a_student_cannot_be_distilled_from_a_student(parts, taught):
+    student, _ = distil_student(
+        taught[0], parts[0], parts[1], tiny(student={"epochs": 1}), "all", "bs"
+    )
+    with pytest.raises(TypeError, match="expected a teacher"):
+        distil_student(student, parts[0], parts[1], tiny(), "all", "bs")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_asking_for_a_missing_device_is_an_error():
+    with pytest.raises(RuntimeError, match="device: cuda"):
+        choose_device("cuda")

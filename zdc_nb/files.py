@@ -1,0 +1,301 @@
+"""Events on disk: this project's ROOT tree, and the npz pairs that others have.
+
+ROOT: one TTree ``zn`` with a row for each response. Scalar branches pdg, energy, vx, vy, vz, px,
+py, pz, mass, charge (units as in :data:`zdc_nb.events.FEATURES`) and photon_sum; the lit fibres as
+jagged arrays: index (row * 44 + column) and photons.
+
+npz pair: two files of one array ``arr_0`` each. Particles are rows of the nine features in the
+same order, optionally followed by the PDG code and then the photon sum; responses are (N, 44, 44)
+photon counts, integers or floats that are whole.
+
+Whatever is wrong with a file is told with its name, the row and what was expected. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import awkward as ak
+import numpy as np
+import uproot
+from numpy.typing import NDArray
+from particle import Particle
+
+from zdc_nb.events import FEATURES, SHAPE, Events, select_subset, split_events, thin
+from zdc_nb.params import Study, Subset, derive_seed, project_root
+from zdc_nb.simulation import SPECIES, simulate
+from zdc_nb.storage import write_atomically
+
+__all__ = [
+    "EventFileError",
+    "nearest_species",
+    "read_events",
+    "read_npz",
+    "read_root",
+    "study_events",
+    "study_split",
+    "write_root",
+]
+
+_TREE = "zn"
+_FIBRES = SHAPE[0] * SHAPE[1]
+_MADE_WITH = "made_with"
+
+
+class EventFileError(ValueError):
+    """A file does not hold events as expected; the message names file, row and expectation."""
+
+
+# --- ROOT ---------------------------------------------------------------------------------------
+
+
+def write_root(events: Events, path: Path, made_with: str = "") -> None:
+    """Write ``events`` as a ROOT file, under a temporary name until it is whole.
+
+    ``made_with`` is kept in the file: the parameters that the events were simulated with.
+    """
+    flat = events.responses.reshape(len(events), _FIBRES)
+    row, fibre = np.nonzero(flat)
+    lit = np.bincount(row, minlength=len(events))
+    scalars = {name: events.features[:, i] for i, name in enumerate(FEATURES)}
+    branches = {
+        "pdg": events.pdg,
+        **scalars,
+        "photon_sum": events.photon_sum,
+        "index": ak.unflatten(fibre.astype(np.uint16), lit),
+        "photons": ak.unflatten(flat[row, fibre], lit),
+    }
+    with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
+        types = {
+            name: "var * uint16" if name in ("index", "photons") else array.dtype
+            for name, array in branches.items()
+        }
+        tree = file.mktree(_TREE, types)
+        tree.extend(branches)
+        if made_with:
+            file[_MADE_WITH] = made_with
+
+
+def read_root(path: Path) -> Events:
+    """Read a ROOT file as :func:`write_root` makes it; raises :class:`EventFileError`."""
+    try:
+        with uproot.open(path) as file:
+            names = [key.split(";")[0] for key in file.keys()]  # noqa: SIM118
+            if _TREE not in names:
+                raise EventFileError(f"{path}: no TTree {_TREE!r}, found {names}")
+            tree = file[_TREE]
+            wanted = ("pdg", *FEATURES, "photon_sum", "index", "photons")
+            missing = [name for name in wanted if name not in tree]
+            if missing:
+                raise EventFileError(f"{path}: the tree {_TREE!r} lacks {', '.join(missing)}")
+            arrays = {name: tree[name].array() for name in wanted}
+    except EventFileError:
+        raise
+    except Exception as error:  # uproot raises almost anything on bytes that are not ROOT's
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise EventFileError(f"{path}: not readable as a ROOT file ({error})") from error
+
+    index, photons = arrays["index"], arrays["photons"]
+    lit = ak.to_numpy(ak.num(index))
+    _row_check(
+        path, np.not_equal(ak.to_numpy(ak.num(photons)), lit), "as many photons as lit fibres"
+    )
+    row, fibre = np.repeat(np.arange(len(lit)), lit), ak.to_numpy(ak.flatten(index))
+    outside = np.zeros(len(lit), bool)
+    outside[row[(fibre < 0) | (fibre >= _FIBRES)]] = True
+    _row_check(path, outside, f"fibre numbers from 0 to {_FIBRES - 1}")
+    flat = np.zeros((len(lit), _FIBRES), np.uint16)
+    flat[row, fibre] = ak.to_numpy(ak.flatten(photons))
+    features = np.column_stack([ak.to_numpy(arrays[name]) for name in FEATURES])
+    return _checked(
+        path,
+        ak.to_numpy(arrays["pdg"]).astype(np.int32),
+        features,
+        flat.reshape(-1, *SHAPE),
+        ak.to_numpy(arrays["photon_sum"]),
+    )
+
+
+# --- npz pair -----------------------------------------------------------------------------------
+
+
+def read_npz(particles: Path, responses: Path) -> Events:
+    """Read a pair of npz files.
+
+    The particles have 9 columns (the features), 10 (and the PDG code) or 11 (and the photon sum,
+    which must agree with the response). Without PDG codes the species follows from mass and
+    charge (:func:`nearest_species`). Raises :class:`EventFileError`.
+    """
+    table = _npz_array(particles)
+    columns = (len(FEATURES), len(FEATURES) + 1, len(FEATURES) + 2)
+    if table.ndim != len(("row", "column")) or table.shape[1] not in columns:
+        raise EventFileError(
+            f"{particles}: expected rows of 9, 10 or 11 numbers (nine features, then the PDG "
+            f"code, then the photon sum), got an array of shape {table.shape}"
+        )
+    counts = _npz_array(responses)
+    if counts.shape[1:] != SHAPE:
+        raise EventFileError(f"{responses}: expected (N, 44, 44) counts, got {counts.shape}")
+    if len(counts) != len(table):
+        raise EventFileError(
+            f"{particles} has {len(table)} particles, but {responses} {len(counts)} responses"
+        )
+    if not np.issubdtype(counts.dtype, np.integer):
+        finite = np.isfinite(counts).all((1, 2))
+        _row_check(responses, ~finite, "finite photon counts")
+        _row_check(responses, (counts != np.rint(counts)).any((1, 2)), "whole photon counts")
+    largest = np.iinfo(np.uint16).max
+    _row_check(responses, (counts < 0).any((1, 2)), "photon counts of at least 0")
+    _row_check(responses, (counts > largest).any((1, 2)), f"photon counts of at most {largest}")
+
+    features = table[:, : len(FEATURES)].astype(np.float64)
+    _row_check(particles, ~np.isfinite(table.astype(np.float64)).all(1), "finite numbers")
+    if table.shape[1] > len(FEATURES):
+        pdg = np.rint(table[:, len(FEATURES)]).astype(np.int32)
+    else:
+        pdg = nearest_species(features)
+    photon_sum = table[:, columns[1]] if table.shape[1] == columns[2] else None
+    return _checked(particles, pdg, features, counts.astype(np.uint16), photon_sum)
+
+
+def _npz_array(path: Path) -> NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            array: NDArray[Any] = file["arr_0"]
+    except FileNotFoundError:
+        raise
+    except (
+        BadZipFile,
+        KeyError,
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise EventFileError(
+            f"{path}: expected an npz file with one array of numbers, 'arr_0' ({error})"
+        ) from error
+    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise EventFileError(f"{path}: expected real numbers, got {array.dtype}")
+    return array
+
+
+def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
+    """(N,) PDG code of the species nearest in mass among those of the same charge.
+
+    Where a particle and its antiparticle are both neutral mass and charge cannot tell them apart;
+    then it is the particle. Charges that no species has give 0.
+    """
+    mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
+    # particles before antiparticles, so that a tie goes to the particle
+    codes = np.array(sorted((s.pdg for s in SPECIES), reverse=True), np.int32)
+    table = [Particle.from_pdgid(int(code)) for code in codes]
+    distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
+    distance[charge[:, None] != [entry.charge for entry in table]] = np.inf
+    return np.where(np.isfinite(distance.min(1)), codes[distance.argmin(1)], 0).astype(np.int32)
+
+
+# --- Either -------------------------------------------------------------------------------------
+
+
+def read_events(source: str | Path | Sequence[str | Path]) -> Events:
+    """Read a ROOT file, or an npz pair given as [particles, responses].
+
+    Raises
+    ------
+    EventFileError
+        naming file, row and what was expected.
+    FileNotFoundError
+        where a file is missing.
+    """
+    paths = [Path(p) for p in ([source] if isinstance(source, str | Path) else source)]
+    suffixes = [path.suffix for path in paths]
+    if suffixes == [".root"]:
+        return read_root(paths[0])
+    if suffixes == [".npz", ".npz"]:
+        return read_npz(paths[0], paths[1])
+    raise EventFileError(
+        f"{', '.join(map(str, paths))}: expected one .root file, or two .npz files (particles, "
+        "responses)"
+    )
+
+
+def _row_check(path: Path, bad: Any, expected: str) -> None:
+    if bad.any():
+        row = int(bad.argmax())
+        raise EventFileError(
+            f"{path}: row {row} (counted from 0; {int(bad.sum())} such rows in all): expected "
+            f"{expected}"
+        )
+
+
+def _checked(
+    path: Path,
+    pdg: NDArray[np.int32],
+    features: NDArray[np.float64],
+    responses: NDArray[np.uint16],
+    photon_sum: NDArray[Any] | None,
+) -> Events:
+    if len(responses) == 0:
+        raise EventFileError(f"{path}: holds no responses")
+    _row_check(path, ~np.isfinite(features).all(1), "finite features")
+    events = Events.from_arrays(pdg, features, responses)
+    if photon_sum is not None:
+        _row_check(path, events.photon_sum != photon_sum, "a photon sum equal to the response's")
+    return events
+
+
+# --- A study's events ---------------------------------------------------------------------------
+
+
+def study_events(study: Study, progress: bool = False) -> Events:
+    """All events of a study.
+
+    Those of ``data.file`` with at least ``data.min_photons`` photons; or, where it is null, those
+    of the open simulation, which is run and kept as ``data.root`` among the artefacts unless one
+    made with the same parameters lies there.
+    """
+    data = study.data
+    if data.file is not None:
+        names = [data.file] if isinstance(data.file, str) else data.file
+        events = read_events([project_root() / name for name in names])
+        bright = events[events.photon_sum >= data.min_photons]
+        if len(bright) == 0:
+            raise EventFileError(f"{data.file}: no response has {data.min_photons} photons")
+        return bright
+    seed = derive_seed(study.seed, "simulation")
+    made_with = json.dumps(
+        data.model_dump(include={"responses", "repeats", "min_photons"}) | {"seed": seed}
+    )
+    path = study.artifacts / "data.root"
+    if path.is_file() and _made_with(path) == made_with:
+        return read_root(path)
+    if path.is_file():
+        print(f"{path} was made with other parameters: simulating again")
+    events = simulate(data.responses, data.repeats, data.min_photons, seed, progress=progress)
+    write_root(events, path, made_with)
+    return events
+
+
+def _made_with(path: Path) -> str | None:
+    try:
+        with uproot.open(path) as file:
+            return str(file[_MADE_WITH]) if _MADE_WITH in file else None
+    except Exception as error:
+        raise EventFileError(f"{path}: not readable as a ROOT file ({error})") from error
+
+
+def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
+    """Training, validation and test events of one subset: selected, capped, split; all seeded."""
+    events = select_subset(study_events(study), subset)
+    if subset in study.data.max_responses:
+        seed = derive_seed(study.seed, "thin", subset)
+        events = thin(events, study.data.max_responses[subset], seed)
+    return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
