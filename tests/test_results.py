@@ -1,0 +1,260 @@
+"""Speed, figures, displayed tables and the sentences about them."""
+
+import re
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import LogNorm
+
+from zdc_nb import figures_results as figures
+from zdc_nb.evaluation import BASELINES, METRICS, published_table
+from zdc_nb.events import Events
+from zdc_nb.findings import ablation_findings, kept_terms, shape_findings, speed_findings
+from zdc_nb.params import SETUPS
+from zdc_nb.speed import speed_ratio, time_sampling
+
+
+def test_times_are_medians_per_sample_and_models_take_turns() -> None:
+    calls: list[tuple[str, int]] = []
+    waits = {"teacher": iter([0, 0.03, 0.2, 0.03] * 2), "student": iter([0.2, 0, 0, 0] * 2)}
+
+    def sampler(name: str):  # type: ignore[no-untyped-def]
+        def sample(batch: int) -> None:
+            calls.append((name, batch))
+            time.sleep(next(waits[name]))
+
+        return sample
+
+    models = {name: sampler(name) for name in ("teacher", "student")}
+    speed = time_sampling(models, [1, 10], runs=3, device="cpu")
+    turns = [("teacher", 1), ("student", 1)] * 4 + [("teacher", 10), ("student", 10)] * 4
+    assert calls == turns
+    assert list(speed.columns) == ["model", "device", "batch", "ms_per_sample", "runs"]
+    assert (speed["runs"] == 3).all()
+    times = speed.set_index(["model", "batch"])["ms_per_sample"]
+    # the first, unmeasured run of the student and one slow run of the teacher do not count
+    assert 30 <= times["teacher", 1] < 60
+    assert 3 <= times["teacher", 10] < 6
+    assert times["student", 1] < 15
+
+
+def test_speed_ratio_by_hand() -> None:
+    speed = pd.DataFrame(
+        [("teacher", "cpu", 1, 8.0, 2), ("student", "cpu", 1, 2.0, 2)],
+        columns=["model", "device", "batch", "ms_per_sample", "runs"],
+    )
+    assert speed_ratio(speed).to_dict("records") == [{"device": "cpu", "batch": 1, "ratio": 4.0}]
+    assert "2 ms a response, the teacher 8 ms, 4.0 times as long" in speed_findings(speed)
+
+
+@pytest.mark.parametrize(("runs", "batches"), [(0, [1]), (1, [4, 0])])
+def test_nothing_to_time_is_refused(runs: int, batches: list[int]) -> None:
+    with pytest.raises(ValueError, match="positive runs and batches"):
+        time_sampling({}, batches, runs, "cpu")
+
+
+def make_events(particles: int, repeats: int) -> Events:
+    """Responses to particle k have about 10 k + 1 photons."""
+    rng = np.random.default_rng(0)
+    particle = np.repeat(np.arange(particles), repeats)
+    responses = np.zeros((len(particle), 44, 44), np.uint16)
+    for k, label in enumerate(particle):
+        row, column = rng.integers(44, size=(2, 10 * label + 1))
+        np.add.at(responses[k], (row, column), 1)
+    features = np.full((len(particle), 9), 1234.0)
+    pdg = np.array([2112, 3122, 0], np.int32)[particle % 3]
+    return Events(pdg, features, responses, particle)
+
+
+def test_examples_are_of_different_particles_and_spread_in_light() -> None:
+    events = make_events(particles=20, repeats=5)
+    chosen = figures.choose_examples(events, 4)
+    assert events.particle[chosen].tolist() == [5, 10, 14, 19]
+    assert len(figures.choose_examples(make_events(2, 3), 4)) == 2
+
+
+def test_sample_figure_shows_the_responses_on_one_logarithmic_scale() -> None:
+    events = make_events(particles=9, repeats=2)
+    generated = [np.roll(events.responses, 3, axis=1), np.roll(events.responses, 5, axis=2)]
+    generated[1][16, 0, 0] = 500
+    examples = np.array([16, 8, 4])
+    figure = figures.sample_figure(events, generated, examples)
+    axes = [axis for axis in figure.axes if axis.images]
+    assert len(axes) == 9
+    columns = [events.responses, *generated]
+    for axis, (example, responses) in zip(axes, product(examples, columns), strict=True):
+        shown = axis.images[0].get_array()
+        assert isinstance(shown, np.ma.MaskedArray)
+        np.testing.assert_array_equal(shown.filled(0), responses[example])
+        norm = axis.images[0].norm
+        assert isinstance(norm, LogNorm)
+        assert (norm.vmin, norm.vmax) == (1, 500)
+        assert f"{responses[example].sum()} photons" in axis.get_title()
+    assert axes[1].get_title().startswith("generated 1")
+    assert r"\Lambda" in axes[3].get_ylabel()
+    assert "PDG 0, 1234 GeV" in axes[0].get_ylabel()
+
+
+def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "06.png"
+    speed = pd.DataFrame(
+        [("teacher", "cpu", 1, 8.0, 2), ("student", "cpu", 1, 2.0, 2)],
+        columns=["model", "device", "batch", "ms_per_sample", "runs"],
+    )
+    shown = figures.save_figure(figures.speed_figure(speed), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert shown.data == path.read_bytes()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def make_table(values: dict[tuple[str, str, str], float]) -> pd.DataFrame:
+    rows = [(*key, mean, 0.1, 5) for key, mean in values.items()]
+    return pd.DataFrame(rows, columns=["subset", "model", "metric", "mean", "std", "runs"])
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Subsets n and all; bs+ch is the best setup on n, bs on all; see also the comments below."""
+    means = {
+        "n": {"reference": 10, "ignorant": 40, "teacher": 5, "bs": 12, "bs+ch": 11},
+        "all": {"reference": 10, "ignorant": 30, "teacher": 18, "bs": 19, "bs+ch": 20},
+    }
+    return make_table(
+        {
+            (subset, model, metric): float(mean) if metric != "WS" else 6.0
+            for subset, models in means.items()
+            for model, mean in models.items()
+            for metric in METRICS
+        }
+    )
+
+
+def test_results_table_puts_the_published_beside_and_the_best_setup_in_bold(
+    table: pd.DataFrame,
+) -> None:
+    styler = figures.results_table(table, published_table(1), ["metric", "model"], "subset")
+    assert list(styler.columns) == list(product((figures.OURS, figures.THEIRS), ("n", "all")))
+    models = ["reference", "ignorant", "teacher", "bs", "bs+ch"]
+    assert list(styler.index) == list(product(METRICS, models))
+    texts = styler.data  # type: ignore[attr-defined]
+    assert texts.loc[("MAE_cw", "bs"), (figures.OURS, "all")] == "19.00 ± 0.10"
+    assert texts.loc[("MAE_cw", "bs"), (figures.THEIRS, "all")] == "5.57 ± 0.03"
+    assert texts.loc[("WS", "ignorant"), (figures.THEIRS, "n")] == ""
+    html = styler.to_html()
+    bold = re.findall(r"(#T_\w+)(?=[^}]*font-weight: bold)", html)
+    cells = [re.search(rf'id="{key[1:]}"[^>]*>([^<]*)<', html) for key in bold]
+    found = [cell.group(1) for cell in cells if cell]
+    assert "11.00 ± 0.10" in found
+    assert "19.00 ± 0.10" in found
+    for worse in ("12.00 ± 0.10", "20.00 ± 0.10", "5.00 ± 0.10", "18.00 ± 0.10"):
+        assert worse not in found
+
+
+def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
+    base = table[table["model"].isin(["reference", "ignorant"])]
+    informed = base[base["model"] == "reference"].assign(model="reference+sum", mean=4.0)
+    changes = pd.DataFrame(
+        [
+            ("n", "bs+ch", "MAE_cw", -8.0, 1.0),
+            ("all", "bs+ch", "MAE_cw", 5.0, 3.0),
+            ("all", "bs+ch", "WS", 5.0, 2.0),
+        ],
+        columns=["subset", "model", "metric", "change", "uncertainty"],
+    )
+    text = ablation_findings(table, pd.concat([base, informed]), changes)
+    # 5 / 40 is at most a half, 18 / 30 is not
+    assert "n 0.12, all 0.60" in text
+    assert "reached on n." in text
+    assert "MAE_cw of n 4.00, all 3.00; in WS of n 1.00, all 1.00" in text
+    assert "n 5.00 (teacher; `reference` 10.00, `reference+sum` 4.00)" in text
+    assert "thanks to the photon sum: teacher on n." in text
+    assert "MAE_cw better on n, worse on none; WS better on none, worse on all" in text
+
+
+def test_findings_name_whom_ws_would_prefer_wrongly(table: pd.DataFrame) -> None:
+    good_ws = (table["model"] == "ignorant") & (table["metric"] == "WS") & (table["subset"] == "n")
+    table.loc[good_ws, "mean"] = 5.9
+    base = table[table["model"].isin(["reference", "ignorant"])]
+    informed = base[base["model"] == "reference"].assign(model="reference+sum")
+    text = ablation_findings(
+        table, pd.concat([base, informed]), pd.DataFrame(columns=["model", "change", "uncertainty"])
+    )
+    assert "with a better MAE_cw: teacher on n, bs on n, bs+ch on n." in text
+
+
+def test_shape_findings_count_the_errors_that_improve() -> None:
+    published = published_table(2)
+    text = shape_findings(published)
+    assert "teacher 1.60 and 2.22, bs 1.64 and 2.34, bs+ch+div 1.63 and 2.26" in text
+    assert "bs+ch+div has a smaller mean than bs in 8 of the 8 errors." in text
+
+
+def make_history(best: int, **terms: float) -> pd.DataFrame:
+    """Terms that hold at the best epoch and are ten times as large at the others."""
+    rows = [
+        (epoch, 10 * epoch, split, term, value * (1 if epoch == best else 10))
+        for epoch in (1, 2, 3)
+        for split in ("train", "validation")
+        for term, value in terms.items()
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "step", "split", "term", "value"])
+
+
+def test_kept_terms_are_those_of_the_best_epoch_beside_bs() -> None:
+    histories = {
+        ("n", "bs"): make_history(2, end=4.0, channel=0.5, loss=9.0),
+        ("n", "bs+ch"): make_history(3, end=5.0, channel=0.25, loss=1.0),
+        ("all", "bs+ch"): make_history(1, end=7.0, channel=0.125, loss=1.0),
+    }
+    assert kept_terms(histories).to_dict("index") == {
+        ("n", "bs"): {"end": 4.0, "channel": 0.5},
+        ("n", "bs+ch"): pytest.approx({"end": 25.0, "channel": -50.0}),
+        ("all", "bs+ch"): {"end": 7.0, "channel": 0.125},
+    }
+
+
+def test_figures_show_every_number_that_they_are_given(table: pd.DataFrame) -> None:
+    figure = figures.table1_figure(table, published_table(1))
+    ours = figure.axes[: len(METRICS)]
+    for axis in ours:
+        heights = sorted(float(y) for line in axis.containers for y in line[0].get_ydata())
+        metric = axis.get_title().split(",")[0]
+        expected = sorted(table["mean"][table["metric"] == metric])
+        np.testing.assert_allclose(heights, expected)
+    histories: dict[str, pd.DataFrame] = {
+        setup: make_history(2, end=4.0 + k, channel=0.5, loss=9.0) for k, setup in enumerate(SETUPS)
+    }
+    terms = figures.loss_terms_figure(histories, "n").axes
+    assert [axis.get_title() for axis in terms] == ["end", "channel", "loss"]
+    assert all(len(axis.lines) == 2 * len(SETUPS) for axis in terms)
+
+
+def test_shape_figures_of_a_perfect_model_lie_on_the_line() -> None:
+    events = make_events(particles=8, repeats=6)
+    figure = figures.particle_figure(events, {"teacher": events.responses}, "n")
+    for axis in figure.axes:
+        for points in axis.collections:
+            x, y = np.asarray(points.get_offsets()).T
+            np.testing.assert_array_equal(x, y)
+            assert len(x) == 8
+    figure = figures.shape_figure({"n": (events, {"teacher": events.responses})})
+    for axis in figure.axes:
+        filled, line = (np.asarray(patch.get_path().vertices) for patch in axis.patches)
+        assert filled[:, 1].max() == line[:, 1].max() > 0
+
+
+def test_results_of_a_study_without_the_full_data_set_stand_alone(table: pd.DataFrame) -> None:
+    part = table[table["subset"] == "n"].assign(quantity="centre", error="MAE")
+    rows = ["subset", "quantity", "error"]
+    styler = figures.results_table(
+        part[part["metric"] == "WS"], published_table(2), rows, column="model"
+    )
+    assert {source for source, _ in styler.columns} == {figures.OURS}
+
+
+def test_every_model_has_a_colour() -> None:
+    assert {*BASELINES, "teacher", *SETUPS} <= set(figures.COLOURS)

@@ -1,0 +1,84 @@
+"""How long teacher and student take to generate a response."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+__all__ = ["Sampler", "speed_ratio", "time_sampling"]
+
+Sampler = Callable[[int], object]
+"""Generates a batch of the given size; what it returns is not looked at."""
+
+
+def time_sampling(
+    models: Mapping[str, Sampler], batches: Sequence[int], runs: int, device: str
+) -> pd.DataFrame:
+    """Median time of each model to generate one response, by batch size.
+
+    For each batch size every model first runs once unmeasured (compilation, memory), then the
+    models take turns (A B A B ...), so that what else the machine does falls on all alike. On a
+    GPU the clock is read when the device has finished its work.
+
+    Parameters
+    ----------
+    models
+        name to a function that generates a batch of a given size.
+    batches
+        batch sizes.
+    runs
+        timed runs of each model at each batch size.
+    device
+        where the models run, ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    Columns model, device, batch, ms_per_sample (median over the runs), runs.
+
+    Raises
+    ------
+    ValueError
+        where ``runs`` or a batch size is not positive.
+    """
+    if runs < 1 or any(batch < 1 for batch in batches):
+        raise ValueError(f"expected positive runs and batches, got {runs} and {list(batches)}")
+    rows = []
+    for batch in batches:
+        for sample in models.values():
+            _seconds(sample, batch, device)
+        turns = [
+            {name: _seconds(sample, batch, device) for name, sample in models.items()}
+            for _ in range(runs)
+        ]
+        for name in models:
+            median = float(np.median([turn[name] for turn in turns]))
+            rows.append((name, device, batch, 1000 * median / batch, runs))
+    return pd.DataFrame(rows, columns=["model", "device", "batch", "ms_per_sample", "runs"])
+
+
+def speed_ratio(speed: pd.DataFrame, slow: str = "teacher", fast: str = "student") -> pd.DataFrame:
+    """How many times longer one model takes than another: columns device, batch, ratio.
+
+    ``speed`` is the result of :func:`time_sampling`; raises ``KeyError`` where it lacks a model.
+    """
+    times = speed.pivot_table(
+        index=["device", "batch"], columns="model", values="ms_per_sample", sort=False
+    )
+    return (times[slow] / times[fast]).rename("ratio").reset_index()
+
+
+def _seconds(sample: Sampler, batch: int, device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    sample(batch)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
