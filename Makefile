@@ -1,0 +1,53 @@
+# Everything from nothing: needs Python 3.11 or newer, and make.
+PYTHON ?= python3
+STUDY ?= params/small.yaml
+CORES ?= all
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_VERSION := 26.3
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help study smoke test lab clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  STUDY=params/paper.yaml  another study     (now $(STUDY))"
+	@echo "  CORES=4                  how many cores    (now $(CORES))"
+	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
+
+study: $(VENV)/.installed ## run a study and print where its report is
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --config study=$(STUDY)
+	@$(BIN)/python -c "from zdc_nb.params import load_study; \
+	print('\nThe report:', load_study('$(STUDY)').reports / 'index.html')"
+
+smoke: ## the same on params/smoke.yaml, in minutes
+	@$(MAKE) --no-print-directory study STUDY=params/smoke.yaml
+
+test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every notebook
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+lab: $(VENV)/.installed ## JupyterLab with this project's kernel
+	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"
+	$(BIN)/jupyter lab notebooks
+
+clean: ## remove the results of all studies, and caches; .venv stays
+	rm -rf artifacts reports .snakemake .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version.split()[0]; \
+	sys.exit(None if sys.version_info >= (3, 11) else f'Python 3.11 or newer is needed, $(PYTHON) is {v}; try make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install pip==$(PIP_VERSION)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --group dev
+	@touch $@

@@ -1,0 +1,240 @@
+"""The grid of a study: papermill runs each notebook, nbconvert turns it into a page.
+
+    snakemake --cores 2 --config study=params/small.yaml
+
+What is done is skipped. A job runs again when its notebook, what it reads, or a parameter that it
+depends on has changed, but not when zdc_nb changes: add --forceall for that.
+"""
+
+import re
+import sys
+
+from zdc_nb.params import load_study
+from zdc_nb.reports import describe_failures, notebook_names
+
+STUDY_FILE = config.get("study", "params/small.yaml")
+STUDY = load_study(STUDY_FILE)
+
+ARTIFACTS = str(STUDY.artifacts)
+REPORTS = str(STUDY.reports)
+EXECUTED = REPORTS + "/notebooks/"
+LOGS = REPORTS + "/logs/"
+DATA = STUDY.data.file or ARTIFACTS + "/data.root"
+
+NAMES = notebook_names(STUDY)
+
+PYTHON = sys.executable
+THREADS = max(1, workflow.cores // len(STUDY.subsets))
+
+
+def results(subset, model):
+    """What training one model leaves, by kind."""
+    return {
+        "model": f"{ARTIFACTS}/models/{subset}/{model}.safetensors",
+        "evaluation": f"{ARTIFACTS}/evaluation/{subset}/{model}.csv",
+        "history": f"{ARTIFACTS}/history/{subset}/{model}.csv",
+        "samples": f"{ARTIFACTS}/samples/{subset}/{model}.npz",
+    }
+
+
+def all_results():
+    """The results of every model of the study."""
+    models = ("teacher", *STUDY.setups)
+    return [path for s in STUDY.subsets for m in models for path in results(s, m).values()]
+
+
+def values_of(*sections):
+    """These sections of the study: a job for which they have changed runs again."""
+    return STUDY.model_dump_json(include={"seed", "device", *sections})
+
+
+def largest_first(wildcards):
+    """`all` holds more responses than any species: begun first, nothing waits for it."""
+    return int(wildcards.subset == "all")
+
+
+# Lines as they come, after the job's name. To Python a carriage return, with which a progress bar
+# goes back to its beginning, ends a line, too.
+SHOW = """
+import sys
+for line in filter(str.strip, sys.stdin):
+    print(f"[{sys.argv[1]}]", line.rstrip(), flush=True)
+"""
+
+# A notebook has another name until it has succeeded, so that one which failed is not taken for
+# done and stays to be looked at.
+EXECUTE = r"""
+export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
+done={output.notebook:q}
+job="$(basename "$done" .ipynb)"
+running="${{done%.ipynb}}.running.ipynb"
+failed="${{done%.ipynb}}.failed.ipynb"
+rm -f "$failed"
+if {PYTHON:q} -m papermill {input.notebook:q} "$running" --kernel python3 --no-progress-bar \
+    --stdout-file /dev/stdout --stderr-file /dev/stdout \
+    -r study {STUDY_FILE:q} {params.parameters:q} 2> {log:q} | {PYTHON:q} -X utf8 -c {SHOW:q} "$job"
+then
+    mv "$running" "$done"
+else
+    mv "$running" "$failed"
+    exit 1
+fi
+"""
+
+
+wildcard_constraints:
+    subset="|".join(map(re.escape, STUDY.subsets)),
+    setup="|".join(map(re.escape, STUDY.setups)),
+    name="|".join(map(re.escape, NAMES)),
+
+
+rule index:
+    message:
+        "index page"
+    input:
+        expand(REPORTS + "/html/{name}.html", name=NAMES),
+    output:
+        REPORTS + "/index.html",
+    params:
+        values=values_of(*type(STUDY).model_fields),
+    shell:
+        "{PYTHON:q} -m zdc_nb.reports {STUDY_FILE:q}"
+
+
+rule html:
+    message:
+        "HTML of {wildcards.name}"
+    input:
+        EXECUTED + "{name}.ipynb",
+    output:
+        REPORTS + "/html/{name}.html",
+    log:
+        LOGS + "{name}.html.log",
+    priority: -1
+    shell:
+        # of a progress bar only what it came to
+        "{PYTHON:q} -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True "
+        "{input:q} --output-dir {REPORTS:q}/html &> {log:q}"
+
+
+rule data:
+    message:
+        "data and their exploration"
+    input:
+        notebook="notebooks/01_data_exploration.ipynb",
+        file=STUDY.data.file or [],
+    output:
+        notebook=EXECUTED + "01_data_exploration.ipynb",
+        data=[] if STUDY.data.file else DATA,
+    log:
+        LOGS + "01_data_exploration.log",
+    params:
+        parameters=[],
+        values=values_of("data"),
+    priority: 2 # bad data are found before anything else begins
+    shell:
+        EXECUTE
+
+
+rule teacher:
+    message:
+        "teacher of {wildcards.subset}"
+    input:
+        notebook="notebooks/02_teacher_training.ipynb",
+        data=DATA,
+    output:
+        notebook=EXECUTED + "02_teacher_training-{subset}.ipynb",
+        **results("{subset}", "teacher"),
+    log:
+        LOGS + "02_teacher_training-{subset}.log",
+    params:
+        parameters=["-r", "subset", "{subset}"],
+        values=values_of("data", "preprocessing", "flow", "teacher", "evaluation"),
+    priority: largest_first
+    threads: THREADS
+    shell:
+        EXECUTE
+
+
+rule student:
+    message:
+        "student of {wildcards.subset}, {wildcards.setup}"
+    input:
+        notebook="notebooks/03_student_distillation.ipynb",
+        data=DATA,
+        teacher=results("{subset}", "teacher")["model"],
+    output:
+        notebook=EXECUTED + "03_student_distillation-{subset}-{setup}.ipynb",
+        **results("{subset}", "{setup}"),
+    log:
+        LOGS + "03_student_distillation-{subset}-{setup}.log",
+    params:
+        parameters=["-r", "subset", "{subset}", "-r", "setup", "{setup}"],
+        values=values_of("data", "preprocessing", "flow", "student", "evaluation"),
+    priority: largest_first
+    threads: THREADS
+    shell:
+        EXECUTE
+
+
+rule ablations:
+    message:
+        "ablations (Table 1)"
+    input:
+        all_results(),
+        notebook="notebooks/04_ablations.ipynb",
+        data=DATA,
+    output:
+        notebook=EXECUTED + "04_ablations.ipynb",
+        table=REPORTS + "/tables/table1.csv",
+    log:
+        LOGS + "04_ablations.log",
+    params:
+        parameters=[],
+        values=values_of("data", "evaluation"),
+    shell:
+        EXECUTE
+
+
+rule shower_shapes:
+    message:
+        "shower shapes (Table 2)"
+    input:
+        all_results(),
+        notebook="notebooks/05_shower_shapes.ipynb",
+        data=DATA,
+    output:
+        notebook=EXECUTED + "05_shower_shapes.ipynb",
+        table=REPORTS + "/tables/table2.csv",
+    log:
+        LOGS + "05_shower_shapes.log",
+    params:
+        parameters=[],
+        values=values_of("data", "evaluation"),
+    shell:
+        EXECUTE
+
+
+rule speed:
+    message:
+        "speed of sampling, alone on all cores"
+    input:
+        results(STUDY.speed.subset, "teacher")["model"],
+        results(STUDY.speed.subset, STUDY.speed.setup)["model"],
+        notebook="notebooks/06_speed.ipynb",
+        data=DATA,
+    output:
+        notebook=EXECUTED + "06_speed.ipynb",
+        table=REPORTS + "/tables/speed.csv",
+    log:
+        LOGS + "06_speed.log",
+    params:
+        parameters=[],
+        values=values_of("speed"),
+    threads: workflow.cores
+    shell:
+        EXECUTE
+
+
+onerror:
+    sys.stderr.write(describe_failures(STUDY))
