@@ -15,6 +15,7 @@ unpickled.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,25 @@ __all__ = [
 _TREE = "zn"
 _FIBRES = SHAPE[0] * SHAPE[1]
 _MADE_WITH = "made_with"
+_SCALARS = ("pdg", *FEATURES, "photon_sum")
+_LARGEST = np.iinfo(np.uint16).max
+
+_BASKET = 20_000
+"""Responses written and read at once, which bounds the memory that their jagged form takes."""
+
+
+_UNREADABLE = (
+    BadZipFile,
+    KeyError,
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zlib.error,
+)
+"""What numpy and zipfile raise on bytes that are not an npz file, or a broken one."""
 
 
 class EventFileError(ValueError):
@@ -59,26 +79,31 @@ def write_root(events: Events, path: Path, made_with: str = "") -> None:
 
     ``made_with`` is kept in the file: the parameters that the events were simulated with.
     """
+    types = {
+        "pdg": np.int32,
+        **dict.fromkeys(FEATURES, np.float64),
+        "photon_sum": np.int64,
+        **dict.fromkeys(("index", "photons"), "var * uint16"),
+    }
+    with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
+        tree = file.mktree(_TREE, types)
+        for start in range(0, len(events), _BASKET):
+            tree.extend(_branches(events[start : start + _BASKET]))
+        if made_with:
+            file[_MADE_WITH] = made_with
+
+
+def _branches(events: Events) -> dict[str, Any]:
     flat = events.responses.reshape(len(events), _FIBRES)
     row, fibre = np.nonzero(flat)
     lit = np.bincount(row, minlength=len(events))
-    scalars = {name: events.features[:, i] for i, name in enumerate(FEATURES)}
-    branches = {
+    return {
         "pdg": events.pdg,
-        **scalars,
+        **{name: events.features[:, i] for i, name in enumerate(FEATURES)},
         "photon_sum": events.photon_sum,
         "index": ak.unflatten(fibre.astype(np.uint16), lit),
         "photons": ak.unflatten(flat[row, fibre], lit),
     }
-    with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
-        types = {
-            name: "var * uint16" if name in ("index", "photons") else array.dtype
-            for name, array in branches.items()
-        }
-        tree = file.mktree(_TREE, types)
-        tree.extend(branches)
-        if made_with:
-            file[_MADE_WITH] = made_with
 
 
 def read_root(path: Path) -> Events:
@@ -89,37 +114,67 @@ def read_root(path: Path) -> Events:
             if _TREE not in names:
                 raise EventFileError(f"{path}: no TTree {_TREE!r}, found {names}")
             tree = file[_TREE]
-            wanted = ("pdg", *FEATURES, "photon_sum", "index", "photons")
-            missing = [name for name in wanted if name not in tree]
+            missing = [name for name in (*_SCALARS, "index", "photons") if name not in tree]
             if missing:
                 raise EventFileError(f"{path}: the tree {_TREE!r} lacks {', '.join(missing)}")
-            arrays = {name: tree[name].array() for name in wanted}
-    except EventFileError:
+            scalars = {name: _scalar_branch(path, name, tree[name].array()) for name in _SCALARS}
+            responses = np.zeros((tree.num_entries, _FIBRES), np.uint16)
+            for start in range(0, tree.num_entries, _BASKET):
+                part = slice(start, min(start + _BASKET, tree.num_entries))
+                index, photons = (
+                    _jagged_branch(path, name, tree[name].array(None, part.start, part.stop))
+                    for name in ("index", "photons")
+                )
+                _scatter(path, start, index, photons, responses[part])
+    except (EventFileError, FileNotFoundError):
         raise
     except Exception as error:  # uproot raises almost anything on bytes that are not ROOT's
-        if isinstance(error, FileNotFoundError):
-            raise
         raise EventFileError(f"{path}: not readable as a ROOT file ({error})") from error
-
-    index, photons = arrays["index"], arrays["photons"]
-    lit = ak.to_numpy(ak.num(index))
-    _row_check(
-        path, np.not_equal(ak.to_numpy(ak.num(photons)), lit), "as many photons as lit fibres"
-    )
-    row, fibre = np.repeat(np.arange(len(lit)), lit), ak.to_numpy(ak.flatten(index))
-    outside = np.zeros(len(lit), bool)
-    outside[row[(fibre < 0) | (fibre >= _FIBRES)]] = True
-    _row_check(path, outside, f"fibre numbers from 0 to {_FIBRES - 1}")
-    flat = np.zeros((len(lit), _FIBRES), np.uint16)
-    flat[row, fibre] = ak.to_numpy(ak.flatten(photons))
-    features = np.column_stack([ak.to_numpy(arrays[name]) for name in FEATURES])
     return _checked(
         path,
-        ak.to_numpy(arrays["pdg"]).astype(np.int32),
-        features,
-        flat.reshape(-1, *SHAPE),
-        ak.to_numpy(arrays["photon_sum"]),
+        _pdg_codes(path, scalars["pdg"]),
+        np.column_stack([scalars[name].astype(np.float64) for name in FEATURES]),
+        responses.reshape(-1, *SHAPE),
+        scalars["photon_sum"],
     )
+
+
+def _scalar_branch(path: Path, name: str, array: Any) -> NDArray[Any]:
+    """A branch of one number for each response."""
+    if array.ndim != 1 or not _is_number(array):
+        raise EventFileError(f"{path}: branch {name!r}: expected one number for each response")
+    values: NDArray[Any] = ak.to_numpy(array)
+    return values
+
+
+def _jagged_branch(path: Path, name: str, array: Any) -> Any:
+    """A branch of a list of integers for each response."""
+    if array.ndim != len(("response", "fibre")) or not _is_number(array, np.integer):
+        raise EventFileError(f"{path}: branch {name!r}: expected integers for each lit fibre")
+    return array
+
+
+def _is_number(array: Any, kind: type = np.number) -> bool:
+    flat = ak.flatten(array, axis=None)
+    return len(flat) == 0 or np.issubdtype(ak.to_numpy(flat).dtype, kind)
+
+
+def _scatter(path: Path, start: int, index: Any, photons: Any, flat: NDArray[np.uint16]) -> None:
+    """Fill ``flat`` (N, 1936) with the lit fibres of the responses from number ``start`` on."""
+    lit = ak.to_numpy(ak.num(index))
+    unequal = ak.to_numpy(ak.num(photons)) != lit
+    _row_check(path, unequal, "as many photons as lit fibres", start)
+    row = np.repeat(np.arange(len(lit)), lit)
+    fibre, light = (ak.to_numpy(ak.flatten(part)).astype(np.int64) for part in (index, photons))
+
+    def check(good: NDArray[np.bool_], expected: str) -> None:
+        _row_check(path, np.bincount(row[~good], minlength=len(lit)) > 0, expected, start)
+
+    check((fibre >= 0) & (fibre < _FIBRES), f"fibres from 0 to {_FIBRES - 1}")
+    check((light >= 0) & (light <= _LARGEST), f"photon counts from 0 to {_LARGEST}")
+    _, first = np.unique(row * _FIBRES + fibre, return_index=True)
+    check(np.isin(np.arange(len(row)), first), "each lit fibre once")
+    flat[row, fibre] = light
 
 
 # --- npz pair -----------------------------------------------------------------------------------
@@ -150,14 +205,13 @@ def read_npz(particles: Path, responses: Path) -> Events:
         finite = np.isfinite(counts).all((1, 2))
         _row_check(responses, ~finite, "finite photon counts")
         _row_check(responses, (counts != np.rint(counts)).any((1, 2)), "whole photon counts")
-    largest = np.iinfo(np.uint16).max
     _row_check(responses, (counts < 0).any((1, 2)), "photon counts of at least 0")
-    _row_check(responses, (counts > largest).any((1, 2)), f"photon counts of at most {largest}")
+    _row_check(responses, (counts > _LARGEST).any((1, 2)), f"photon counts of at most {_LARGEST}")
 
     features = table[:, : len(FEATURES)].astype(np.float64)
     _row_check(particles, ~np.isfinite(table.astype(np.float64)).all(1), "finite numbers")
     if table.shape[1] > len(FEATURES):
-        pdg = np.rint(table[:, len(FEATURES)]).astype(np.int32)
+        pdg = _pdg_codes(particles, table[:, len(FEATURES)])
     else:
         pdg = nearest_species(features)
     photon_sum = table[:, columns[1]] if table.shape[1] == columns[2] else None
@@ -166,7 +220,8 @@ def read_npz(particles: Path, responses: Path) -> Events:
 
 def _npz_array(path: Path) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy itself leaves a broken file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             array: NDArray[Any] = file["arr_0"]
     except FileNotFoundError:
         raise
@@ -227,13 +282,20 @@ def read_events(source: str | Path | Sequence[str | Path]) -> Events:
     )
 
 
-def _row_check(path: Path, bad: Any, expected: str) -> None:
+def _row_check(path: Path, bad: Any, expected: str, start: int = 0) -> None:
+    """``bad`` (N,) tells which rows are; the first of them has the number ``start`` in the file."""
     if bad.any():
-        row = int(bad.argmax())
+        row = start + int(bad.argmax())
         raise EventFileError(
             f"{path}: row {row} (counted from 0; {int(bad.sum())} such rows in all): expected "
             f"{expected}"
         )
+
+
+def _pdg_codes(path: Path, codes: NDArray[Any]) -> NDArray[np.int32]:
+    whole = np.isfinite(codes) & (codes == np.rint(codes))
+    _row_check(path, ~whole | (np.abs(codes) > np.iinfo(np.int32).max), "a PDG code")
+    return codes.astype(np.int32)
 
 
 def _checked(
