@@ -57,7 +57,7 @@ def largest_first(wildcards):
 # goes back to its beginning, ends a line, too.
 SHOW = """
 import sys
-for line in filter(str.strip, sys.stdin):
+for line in filter(str.strip, open(0, encoding="utf-8", errors="replace")):
     print(f"[{sys.argv[1]}]", line.rstrip(), flush=True)
 """
 

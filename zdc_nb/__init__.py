@@ -2,8 +2,9 @@
 
 The modules in the order in which data flows, each importing only from those before it:
 
-params, events, simulation, files, detector, preprocessing, splines, made, flows, training,
-evaluation, stages, speed, figures, reports
+params, storage, events, simulation, files, detector, calibration, preprocessing, splines, made,
+flows, training, evaluation, stages, speed, findings, figures_data, figures_training,
+figures_results, reports
 """
 
 __version__ = "0.1.0"
