@@ -1,10 +1,15 @@
-"""The fused spline against Pyro's, finite differences and the definition."""
+"""The fused spline against Pyro's, nflows', finite differences and the definition."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nflows.transforms.splines.rational_quadratic import (
+    rational_quadratic_spline as rational_quadratic_spline_of_nflows,
+)
 
 from zdc_nb.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
 
@@ -32,6 +37,29 @@ def test_values_and_gradients_equal_pyros(bins, inverse):
         results.append((y, logs, *gradients))
     for reference, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, reference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_values_equal_nflows(inverse):
+    # nflows also has parameters for the derivatives at the ends: those that give Pyro's 0.999
+    x, parameters = case(9, 30, 8, torch.float64)
+    x = x.clamp(-BOUND, BOUND)
+    ends = torch.full((9, 1, 30), math.log(math.expm1(1 - 2e-3)), dtype=torch.float64)
+    widths, heights, inner = parameters.split([8, 8, 7], dim=1)
+    expected, logs = rational_quadratic_spline_of_nflows(
+        x,
+        widths.transpose(1, 2),
+        heights.transpose(1, 2),
+        torch.cat([ends, inner, ends], 1).transpose(1, 2),
+        inverse=inverse,
+        left=-BOUND,
+        right=BOUND,
+        bottom=-BOUND,
+        top=BOUND,
+    )
+    y, ours = rational_quadratic_spline(x, parameters, BOUND, inverse=inverse)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, logs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -223,18 +223,18 @@ def diversity_figure(groups: pd.DataFrame) -> Figure:
     values = [repeated.loc[repeated["pdg"] == pdg, "f_div"].to_numpy() for pdg in order]
     figure = Figure(figsize=(9, 0.27 * len(order) + 1.6), layout="constrained")
     axis = figure.subplots()
+    axis.set(xlabel="diversity of a particle's responses, f_div (photons)")
+    axis.set_ylabel("species (particles)")
+    axis.set_title("f_div (eq. 1) by species: median, quartiles, extremes", fontsize=11)
+    if not values:
+        axis.text(0.5, 0.5, "no particle has two different responses", ha="center", va="center")
+        return figure
     # whiskers to the extremes, so that no particle is hidden
     axis.boxplot(values, orientation="horizontal", whis=(0, 100), widths=0.6)
     labels = [f"{_symbol(int(pdg))} ({len(part)})" for pdg, part in zip(order, values, strict=True)]
     axis.set_yticks(range(1, len(order) + 1), labels)
     axis.invert_yaxis()
-    axis.set(xlabel="diversity of a particle's responses, f_div (photons)")
-    if values:
-        axis.set_xscale("log")
-    else:
-        axis.text(0.5, 0.5, "no particle has two responses", ha="center", va="center")
-    axis.set_ylabel("species (particles)")
-    axis.set_title("f_div (eq. 1) by species: median, quartiles, extremes", fontsize=11)
+    axis.set_xscale("log")
     return figure
 
 

@@ -29,7 +29,7 @@ from particle import Particle
 
 from zdc_nb.events import FEATURES, SHAPE, Events, select_subset, split_events, thin
 from zdc_nb.params import Study, Subset, derive_seed, project_root
-from zdc_nb.simulation import SPECIES, simulate
+from zdc_nb.simulation import SPECIES, VERSION, simulate
 from zdc_nb.storage import write_atomically
 
 __all__ = [
@@ -334,7 +334,8 @@ def study_events(study: Study, progress: bool = False) -> Events:
         return bright
     seed = derive_seed(study.seed, "simulation")
     made_with = json.dumps(
-        data.model_dump(include={"responses", "repeats", "min_photons"}) | {"seed": seed}
+        data.model_dump(include={"responses", "repeats", "min_photons"})
+        | {"seed": seed, "version": VERSION}
     )
     path = study.artifacts / "data.root"
     if path.is_file() and _made_with(path) == made_with:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,8 @@ class Surrogate:
         photon_sum = events.photon_sum
         parts = []
         starts = range(0, len(events), batch)
-        for start in tqdm(starts, desc="generate", disable=not progress, mininterval=2):
+        bar = tqdm(starts, "generate", file=sys.stdout, disable=not progress, mininterval=2)
+        for start in bar:
             here = slice(start, start + batch)
             x = self.flow.sample(conditions[here], generator)
             parts.append(decode_responses(x, self.preprocessing, photon_sum[here]))
@@ -225,7 +227,9 @@ def _fit(
     history = _History()
     best, best_state = math.inf, {}
     step = 0
-    bar = tqdm(total=epochs * steps_per_epoch, desc=what, disable=not progress, mininterval=5)
+    # on stdout, since a page shows stderr as a warning
+    steps = epochs * steps_per_epoch
+    bar = tqdm(total=steps, desc=what, file=sys.stdout, disable=not progress, mininterval=5)
     for epoch in range(1, epochs + 1):
         flow.train()
         sums: dict[str, float] = {}
