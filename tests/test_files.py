@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def lose_a_photon_list(branches: dict[str, Any]) -> None:
             "'photons': expected integers for each lit fibre",
         ),
     ],
+    ids=map(str, count()),
 )
 def test_a_fault_in_a_tree_is_told(
     events: Events, tmp_path: Path, change: Change, message: str
@@ -311,6 +313,7 @@ def fibre(row: int, value: float) -> Callable[..., None]:
         (fibre(0, -1), "responses", r"row 0 .*at least 0"),
         (fibre(5, 65536), "responses", r"row 5 .*at most 65535"),
     ],
+    ids=map(str, count()),
 )
 def test_a_fault_in_a_pair_is_told(
     events: Events, tmp_path: Path, change: Callable[..., None], file: str, message: str
