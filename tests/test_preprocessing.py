@@ -110,6 +110,16 @@ def test_decoding_gives_photon_counts_that_hardly_miss_their_sum(denoise):
     assert np.corrcoef(back.max((1, 2)), counts.max((1, 2)))[0, 1] > 0.99
 
 
+def test_rescaling_gives_every_photon_back_where_it_can():
+    params = PARAMS.model_copy(update={"denoise": "floor-rescale"})
+    for total in range(1, 60):
+        noised = torch.zeros(1, DIM, dtype=torch.float64)
+        noised[0, 0] = total + 0.2
+        for photon_sum in range(1, 200):
+            wanted = torch.tensor([[float(photon_sum)]], dtype=torch.float64)
+            assert counts_from_noised(noised, params, wanted).sum() == photon_sum
+
+
 def test_decoding_any_sample_gives_counts():
     wild = torch.randn(50, DIM, generator=seeded()) * 30
     back = decode_responses(wild, PARAMS, np.full(50, 3000))

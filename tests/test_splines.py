@@ -1,6 +1,7 @@
 """The fused spline against Pyro's, nflows', finite differences and the definition."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from hypothesis import strategies as st
 from nflows.transforms.splines.rational_quadratic import (
     rational_quadratic_spline as rational_quadratic_spline_of_nflows,
 )
+from pyro.distributions.transforms.spline import ConditionedSpline
+from torch.nn.functional import softplus
 
 from zdc_nb.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
 
 BOUND = 14.0
+ENGINES = ["fused", "reference"]
 
 
 def case(n, dim, bins, dtype, spread=1.0, seed=0):
@@ -23,20 +27,30 @@ def case(n, dim, bins, dtype, spread=1.0, seed=0):
     return x, parameters
 
 
+def pyro_spline(inputs, parameters, bound, inverse):
+    """Stock Pyro's spline of the same parameters."""
+    bins = (parameters.shape[1] + 1) // 3
+    widths, heights, derivatives = parameters.transpose(1, 2).split([bins, bins, bins - 1], -1)
+    normalised = (widths.softmax(-1), heights.softmax(-1), softplus(derivatives), None)
+    spline = ConditionedSpline(normalised, bound=bound, order="quadratic")
+    return spline.spline_op(inputs, inverse=inverse)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("bins", [2, 5, 8])
-def test_values_and_gradients_equal_pyros(bins, inverse):
+def test_values_and_gradients_equal_pyros(bins, inverse, engine):
     # more dimensions than one tile, and not a multiple of it
     x, parameters = case(9, 300, bins, torch.float64)
-    weights = torch.randn(2, *x.shape, dtype=torch.float64)
+    weights, _ = case(18, 300, bins, torch.float64, seed=1)
     results = []
-    for engine in ("reference", "fused"):
+    for spline in (pyro_spline, partial(rational_quadratic_spline, engine=engine)):
         leaves = x.clone().requires_grad_(), parameters.clone().requires_grad_()
-        y, logs = rational_quadratic_spline(*leaves, BOUND, inverse=inverse, engine=engine)
-        gradients = torch.autograd.grad((weights[0] * y + weights[1] * logs).sum(), leaves)
+        y, logs = spline(*leaves, BOUND, inverse=inverse)
+        gradients = torch.autograd.grad((weights[:9] * y + weights[9:] * logs).sum(), leaves)
         results.append((y, logs, *gradients))
-    for reference, fused in zip(*results, strict=True):
-        torch.testing.assert_close(fused, reference, rtol=1e-9, atol=1e-9)
+    for pyros, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, pyros, rtol=1e-9, atol=1e-8)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -62,12 +76,13 @@ def test_values_equal_nflows(inverse):
     torch.testing.assert_close(ours, logs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("inverse", [False, True])
-def test_gradients_pass_gradcheck(inverse):
+def test_gradients_pass_gradcheck(inverse, engine):
     x, parameters = case(3, 4, 4, torch.float64)
     x[0] = torch.tensor([-20.0, 20.0, 13.9, -13.9])  # tails and next to the bounds
     assert torch.autograd.gradcheck(
-        lambda a, b: rational_quadratic_spline(a, b, BOUND, inverse=inverse),
+        lambda a, b: rational_quadratic_spline(a, b, BOUND, inverse=inverse, engine=engine),
         (x.requires_grad_(), parameters.requires_grad_()),
     )
 
@@ -112,15 +127,23 @@ def test_log_derivative_is_that_of_a_difference_quotient():
     assert (above > below).all()
 
 
-def test_knots_and_ends_are_hit_exactly():
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_knots_and_ends_are_hit_exactly(dtype, engine):
     _, parameters = case(1, 1, 8, torch.float64, seed=5)
     fractions = torch.softmax(parameters[0, :8, 0], 0) * (1 - 8e-3) + 1e-3
     heights = torch.softmax(parameters[0, 8:16, 0], 0) * (1 - 8e-3) + 1e-3
     zero = torch.zeros(1, dtype=torch.float64)
     x = 2 * BOUND * torch.cat([zero, fractions.cumsum(0)]) - BOUND
     y = 2 * BOUND * torch.cat([zero, heights.cumsum(0)]) - BOUND
-    got, _ = rational_quadratic_spline(x[:, None], parameters.expand(9, -1, -1), BOUND)
-    torch.testing.assert_close(got[:, 0], y, rtol=0, atol=1e-9)
+    table = parameters.expand(9, -1, -1).to(dtype)
+    # in single precision a knot is where rounding puts it, on either side
+    close = 1e-9 if dtype is torch.float64 else 1e-4
+    for source, expected, inverse in ((x, y, False), (y, x, True)):
+        values = source[:, None].to(dtype)
+        got, logs = rational_quadratic_spline(values, table, BOUND, inverse=inverse, engine=engine)
+        torch.testing.assert_close(got[:, 0].double(), expected, rtol=0, atol=close)
+        assert torch.isfinite(logs).all()
 
 
 def test_identity_parameters_give_the_identity():
@@ -132,14 +155,15 @@ def test_identity_parameters_give_the_identity():
     torch.testing.assert_close(logs, torch.zeros_like(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("inverse", [False, True])
-def test_not_a_number_is_never_hidden(dtype, inverse):
+def test_not_a_number_is_never_hidden(dtype, inverse, engine):
     x, parameters = case(2, 200, 8, dtype)
     x[0, 3] = np.nan
     parameters[1, 2, 5] = np.nan
     x[1, 5] = 0.5
-    y, logs = rational_quadratic_spline(x, parameters, BOUND, inverse=inverse)
+    y, logs = rational_quadratic_spline(x, parameters, BOUND, inverse=inverse, engine=engine)
     for n, d in ((0, 3), (1, 5)):
         assert y[n, d].isnan()
         assert logs[n, d].isnan()

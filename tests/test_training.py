@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from zdc_nb import training
 from zdc_nb.detector import channel_sums
 from zdc_nb.events import Events, split_events
 from zdc_nb.flows import Student, Teacher, start_from_teacher
@@ -19,9 +20,11 @@ from zdc_nb.training import (
     _learning_rate,
     channel_fractions,
     choose_device,
+    combined_loss,
     distil_student,
     distillation_terms,
     load_surrogate,
+    read_made_with,
     save_surrogate,
     train_teacher,
 )
@@ -52,7 +55,7 @@ def taught(parts):
     return train_teacher(parts[0], parts[1], tiny(), "all")
 
 
-def test_training_lowers_the_validation_loss_and_keeps_the_best_epoch(parts, taught):
+def test_training_lowers_the_validation_loss_and_returns_what_it_validated(parts, taught):
     surrogate, history = taught
     validation = history[(history.split == "validation") & (history.term == "loss")]
     assert list(validation.epoch) == [1, 2]
@@ -69,12 +72,41 @@ def test_training_lowers_the_validation_loss_and_keeps_the_best_epoch(parts, tau
     assert float(torch.cat(losses).mean()) == pytest.approx(validation.value.min(), abs=1e-5)
 
 
+def test_the_best_epoch_is_kept_even_if_it_is_not_the_last():
+    flow = Teacher(4, 2, tiny().flow, seed=1)
+    script = iter([3.0, 1.0, 2.0])
+    seen = []
+
+    def validate() -> dict[str, torch.Tensor]:
+        seen.append({name: value.clone() for name, value in flow.state_dict().items()})
+        return {"loss": torch.tensor(next(script))}
+
+    def loss(indices: torch.Tensor, _: torch.Generator) -> dict[str, torch.Tensor]:
+        x, context = torch.ones(len(indices), 4), torch.ones(len(indices), 2)
+        return {"loss": -flow.log_prob(x, context).mean()}
+
+    training._fit(flow, tiny().teacher, 3, 20, "test", 0, loss, validate, progress=False)
+    assert len(seen) == 3
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, seen[1][name])
+    assert not torch.equal(flow.networks[0].layer("last").bias, seen[2]["blocks.0.nn.last.bias"])
+
+
 def test_the_same_seed_gives_the_same_numbers(parts, taught):
     again, history = train_teacher(parts[0], parts[1], tiny(), "all")
     assert history.equals(taught[1])
     first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], again))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, again.generate(parts[2], seed=6, batch=8))
+
+
+@torch.no_grad()
+def test_a_sample_that_is_not_finite_is_refused(parts, tmp_path, taught):
+    save_surrogate(taught[0], tmp_path / "broken.safetensors")
+    broken = load_surrogate(tmp_path / "broken.safetensors", torch.device("cpu"))
+    broken.flow.networks[0].layer("last").bias[3] = torch.nan
+    with pytest.raises(DivergenceError, match="not finite"):
+        broken.generate(parts[2], seed=1, batch=7)
 
 
 def test_generated_responses_are_aligned_with_their_photon_sums(parts, taught):
@@ -102,15 +134,15 @@ def test_distillation_terms_equal_a_loop_over_samples(taught):
     student = Student(DIM, teacher.context, tiny().flow, seed=0).eval()
     start_from_teacher(student, teacher, everything=False)
     x, z = torch.randn(3, DIM) - 7, torch.randn(3, DIM)
-    here, loop = torch.randn(2, 3, teacher.context)
-    terms = distillation_terms(teacher, student, x, z, here, loop)
+    condition = torch.randn(3, teacher.context)
+    terms = distillation_terms(teacher, student, x, z, condition)
     assert tuple(terms) == DISTILLATION_TERMS
     for n in range(3):
         one = slice(n, n + 1)
-        there = teacher.passage(x[one], here[one])
-        back = student.passage(there.latent, here[one])
-        drawn = student.passage(z[one], loop[one])
-        again = teacher.passage(drawn.data, loop[one])
+        there = teacher.passage(x[one], condition[one])
+        back = student.passage(there.latent, condition[one])
+        drawn = student.passage(z[one], condition[one])
+        again = teacher.passage(drawn.data, condition[one])
         expected = {
             "end_data": ((back.ends[0] - x[one]) ** 2).mean(),
             "blocks_data": ((back.ends[1] - there.ends[1]) ** 2).mean(),
@@ -142,8 +174,36 @@ def test_a_perfect_copy_has_no_loss():
         parameter.data.zero_()
     start_from_teacher(student, teacher, everything=True)
     x, z, c = torch.randn(4, DIM), torch.randn(4, DIM), torch.randn(4, 4)
-    for term in distillation_terms(teacher, student, x, z, c, c).values():
+    for term in distillation_terms(teacher, student, x, z, c).values():
         assert float(term.max()) < 1e-8
+
+
+def test_combined_loss_equals_a_loop_over_samples():
+    terms = {
+        name: torch.rand(6, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate(DISTILLATION_TERMS)
+    }
+    weights = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0, 0.1])
+    expected = 0.0
+    for n in range(6):
+        squares = sum(float(terms[name][n]) for name in DISTILLATION_TERMS if name != "channel")
+        expected += float(weights[n]) * (squares + 7 * float(terms["channel"][n])) / 6
+    assert float(combined_loss(terms, weights, 7.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_diversity_weights_reach_the_samples_they_belong_to(parts, taught, monkeypatch):
+    # one sample alone counts: the loss of a batch with all samples is its share
+    study = tiny(student={"epochs": 1, "batch": len(parts[0]), "learning_rate": 1e-9})
+    _, even = distil_student(taught[0], parts[0], parts[1], study, "all", "bs")
+    half = np.arange(len(parts[0])) % 2
+    losses = []
+    for chosen in (half, 1 - half):
+        monkeypatch.setattr(training, "diversity_weights", lambda *_, w=chosen: w.astype(float))
+        _, history = distil_student(taught[0], parts[0], parts[1], study, "all", "bs+div")
+        losses.append(history[(history.term == "loss") & (history.split == "train")].value.item())
+    whole = even[(even.term == "loss") & (even.split == "train")].value.item()
+    assert sum(losses) == pytest.approx(whole, rel=1e-4)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("setup", ["bs", "bs+ch", "bs+div", "bs+ch+div"])
@@ -196,7 +256,8 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 
 def test_checkpoints_come_back_whole(tmp_path, parts, taught):
     path = tmp_path / "teacher.safetensors"
-    save_surrogate(taught[0], path)
+    save_surrogate(taught[0], path, {"seed": 3})
+    assert read_made_with(path) == {"seed": 3}
     loaded = load_surrogate(path, torch.device("cpu"))
     first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], loaded))
     assert np.array_equal(first, second)
@@ -209,6 +270,8 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
         load_surrogate(path, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
+        read_made_with(path)
 
 
 def test_a_student_cannot_be_distilled_from_a_student(parts, taught):
@@ -217,6 +280,16 @@ def test_a_student_cannot_be_distilled_from_a_student(parts, taught):
     )
     with pytest.raises(TypeError, match="expected a teacher"):
         distil_student(student, parts[0], parts[1], tiny(), "all", "bs")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_everything_runs_on_cuda(parts):
+    study = tiny(student={"epochs": 1}).model_copy(update={"device": "cuda"})
+    teacher, _ = train_teacher(parts[0], parts[1], study, "all")
+    student, _ = distil_student(teacher, parts[0], parts[1], study, "all", "bs+ch+div")
+    for surrogate in (teacher, student):
+        generated = surrogate.generate(parts[2], seed=1, batch=16)
+        assert (generated.sum((1, 2), dtype=np.int64) <= parts[2].photon_sum).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -55,7 +55,7 @@ class SplineAutoregressive(PyroSplineAutoregressive):
         self._context = context
 
     def parameters_at(self, inputs: Tensor) -> Tensor:
-        """(N, 3K - 1, D) spline parameters for ``inputs`` (N, D), one for each condition."""
+        """(R * N, 3K - 1, D) spline parameters for ``inputs`` (R * N, D) and N conditions."""
         return self._owner[0].network.spline_parameters(inputs, self._context)
 
     def _context_of(self, inputs: Tensor) -> Tensor:
@@ -145,6 +145,14 @@ class Passage:
     ends: list[Tensor]
     parameters: list[Tensor]
     log_derivative: Tensor
+
+    def rows(self, rows: slice) -> Passage:
+        """What belongs to some of the samples."""
+        return Passage(
+            [end[rows] for end in self.ends],
+            [parameters[rows] for parameters in self.parameters],
+            self.log_derivative[rows],
+        )
 
     @property
     def data(self) -> Tensor:
@@ -295,7 +303,10 @@ class Student(Flow):
         return transforms
 
     def passage(self, z: Tensor, context: Tensor) -> Passage:
-        """The fast pass from latent z (N, D) to data, with all that lies between."""
+        """The fast pass from latent z (R * N, D) to data, with all that lies between.
+
+        Row i belongs to condition i modulo N of ``context`` (N, C).
+        """
         ends, parameters = [z], []
         log_derivative = z.new_zeros(len(z))
         inputs = z
@@ -357,8 +368,7 @@ def start_from_marginals(teacher: Teacher, x: Tensor, bound: float) -> None:
     begin at the identity, so that training starts where independent fibres would end.
     """
     for i, network in enumerate(teacher.networks):
-        last = network.get_submodule("last")
-        assert isinstance(last, nn.Linear)
+        last = network.layer("last")
         last.weight.mul_(0.1)
         if i == 0:
             start = marginal_parameters(x, network.bins, bound)
@@ -382,6 +392,6 @@ def start_from_teacher(student: Student, teacher: Teacher, *, everything: bool) 
     if not everything:
         return
     for mine, theirs in zip(student.networks, teacher.networks, strict=True):
-        mine.get_submodule("last").load_state_dict(theirs.get_submodule("last").state_dict())
+        mine.layer("last").load_state_dict(theirs.layer("last").state_dict())
         if mine.context_network is not None and theirs.context_network is not None:
             mine.context_network.load_state_dict(theirs.context_network.state_dict())

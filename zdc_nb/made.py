@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Made", "hidden_degrees"]
+__all__ = ["Made", "MaskedLinear", "hidden_degrees"]
 
 
 def hidden_degrees(dim: int, hidden: int) -> NDArray[np.int64]:
@@ -22,6 +23,57 @@ def hidden_degrees(dim: int, hidden: int) -> NDArray[np.int64]:
     as in most implementations would leave all dimensions past the width blind to each other.
     """
     return np.round(np.linspace(0, dim - 1, hidden)).astype(np.int64)
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer some of whose weights are zero for good.
+
+    The mask is not applied in a pass: the forbidden weights are zero from the start, also after
+    loading, and their gradients are set to zero, so that no optimiser moves them. Whoever writes
+    to the weights directly calls :meth:`apply_mask`.
+
+    Parameters
+    ----------
+    mask
+        (outputs, inputs) bool, which weights are allowed.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_load_state_dict_post_hook(lambda layer, _: layer.apply_mask())  # type: ignore[no-untyped-call]
+        self.apply_mask()
+
+    @torch.no_grad()
+    def apply_mask(self) -> None:
+        """Set the forbidden weights to zero."""
+        self.weight.mul_(self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, outputs) for ``x`` (N, inputs)."""
+        return _MaskedProduct.apply(x, self.weight, self.bias, self.mask)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _MaskedProduct(torch.autograd.Function):
+    """A linear map whose weight's gradient is masked."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, mask)
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask = ctx.saved_tensors
+        want_x, want_weight, want_bias, _ = ctx.needs_input_grad
+        return (
+            grad @ weight if want_x else None,
+            (grad.T @ x).mul_(mask) if want_weight else None,
+            grad.sum(0) if want_bias else None,
+            None,
+        )
 
 
 class Made(nn.Module):
@@ -94,31 +146,38 @@ class Made(nn.Module):
         ]
 
     def _add_layer(self, name: str, mask: NDArray[np.bool_]) -> None:
-        self.add_module(name, nn.Linear(mask.shape[1], mask.shape[0]))
-        self.register_buffer(f"{name}_mask", torch.from_numpy(mask), persistent=False)
+        self.add_module(name, MaskedLinear(torch.from_numpy(mask)))
 
-    def masked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Masked weight (out, in) and bias (out,) of the layer ``first``, ``block_i`` or ``last``."""
+    def layer(self, name: str) -> MaskedLinear:
+        """The layer ``first``, ``block_i`` or ``last``."""
         layer = self.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        return layer.weight * self.get_buffer(f"{name}_mask"), layer.bias
+        assert isinstance(layer, MaskedLinear)
+        return layer
 
     def spline_parameters(self, x: Tensor, context: Tensor) -> Tensor:
-        """(N, P, D) spline parameters for inputs (N, D) and conditions (N, C)."""
-        h = torch.cat([context, (x - self.location) / self.scale], dim=-1)
+        """(R * N, P, D) spline parameters for inputs (R * N, D) and conditions (N, C).
+
+        Row i of the input belongs to condition i modulo N, so that what follows of a condition
+        alone is computed once for R inputs.
+        """
+        repeats = len(x) // len(context)
+        h = torch.cat([context.repeat(repeats, 1), (x - self.location) / self.scale], dim=-1)
         for name in self.hidden_names:
-            h = self.dropout(torch.relu(functional.linear(h, *self.masked(name))))
-        out = functional.linear(h, *self.masked("last"))
+            h = self.dropout(torch.relu(self.layer(name)(h)))
+        out = self.layer("last")(h)
         if self.context_network is not None:
-            out = out + self.context_network(context)
-        return out.view(*out.shape[:-1], self.outputs_per_dim, self.dim)
+            own = self.context_network(context)
+            out = (out.view(repeats, *own.shape) + own).view_as(out)
+        parameters: Tensor = out.view(len(x), self.outputs_per_dim, self.dim)
+        return parameters
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widths (N, K, D), heights (N, K, D) and derivatives (N, K - 1, D), as Pyro wants them."""
         context = context.expand(*x.shape[:-1], context.shape[-1])
-        widths, heights, derivatives = self.spline_parameters(x, context).split(
-            [self.bins, self.bins, self.bins - 1], dim=-2
-        )
+        rows = self.spline_parameters(x.reshape(-1, self.dim), context.reshape(-1, self.context))
+        widths, heights, derivatives = rows.view(
+            *x.shape[:-1], self.outputs_per_dim, self.dim
+        ).split([self.bins, self.bins, self.bins - 1], dim=-2)
         return widths, heights, derivatives
 
     @property
@@ -141,10 +200,13 @@ class Made(nn.Module):
         if self.training and self.dropout.p > 0:
             raise RuntimeError("a network with dropout is inverted in evaluation mode only")
         n = len(context)
-        (first, first_bias), (last, last_bias) = self.masked("first"), self.masked("last")
-        blocks = [self.masked(name) for name in self.hidden_names[1:]]
-        last = last.unflatten(0, (self.outputs_per_dim, self.dim))
-        base = last_bias.unflatten(0, (self.outputs_per_dim, self.dim)).expand(n, -1, -1)
+        first, first_bias = self.layer("first").weight, self.layer("first").bias
+        blocks = [
+            (self.layer(name).weight, self.layer(name).bias) for name in self.hidden_names[1:]
+        ]
+        by_dimension = (self.outputs_per_dim, self.dim)
+        last = self.layer("last").weight.unflatten(0, by_dimension)
+        base = self.layer("last").bias.unflatten(0, by_dimension).expand(n, -1, -1)
         if self.context_network is not None:
             base = base + self.context_network(context).view_as(base)
         x = context.new_zeros(n, self.dim)

@@ -87,9 +87,10 @@ def counts_from_noised(
     counts = torch.floor(noised - shift).clamp_(min=0)
     if params.denoise.endswith("-rescale"):
         total = counts.sum(1, keepdim=True).clamp_(min=1)
-        counts = torch.floor(counts * (photon_sum / total))
-    # a fibre cannot hold more than all photons, and these fit uint16 (checked on reading)
-    counts = torch.minimum(counts, torch.full_like(counts, np.iinfo(np.uint16).max))
+        # in this order: a product of integers divided once is exact where it divides
+        counts = torch.floor(counts * photon_sum / total)
+    # a fibre cannot hold more than all photons; that these fit uint16 is checked on reading
+    counts = counts.clamp_(max=np.iinfo(np.uint16).max)
     return counts.reshape(-1, *SHAPE).numpy().astype(np.uint16)
 
 
@@ -110,8 +111,7 @@ def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.fl
 
     ``paper``: the nine features and the photon sum. ``impact``: these, the logarithms of energy
     and photon sum, and the impact point as Gaussian radial basis functions on a grid over the
-    face and one pitch of the grid around it, so that a network need not build a fine function of
-    position out of the ratio px / pz.
+    face, so that a network need not build a fine function of position out of the ratio px / pz.
     """
     photons = events.photon_sum.astype(np.float64)[:, None]
     columns = [events.features, photons]

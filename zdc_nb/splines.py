@@ -27,8 +27,8 @@ import numba
 import numpy as np
 import torch
 from numba.extending import overload
-from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor
+from torch.nn.functional import softplus
 
 __all__ = ["IDENTITY_DERIVATIVE", "MIN_FRACTION", "rational_quadratic_spline"]
 
@@ -63,7 +63,7 @@ def rational_quadratic_spline(
         B; outside [-B, B] the spline is the identity.
     engine
         ``"fused"``: one compiled pass where there is one (CPU), else as ``"reference"``;
-        ``"reference"``: Pyro's own implementation, on any device.
+        ``"reference"``: plain torch, on any device.
 
     Returns
     -------
@@ -71,26 +71,58 @@ def rational_quadratic_spline(
         (N, D) each; the logarithm of the derivative of the map that was applied.
     """
     if engine == "reference" or inputs.device.type != "cpu":
-        return _pyro_spline(inputs, parameters, bound, inverse)
+        return _plain_spline(inputs, parameters, bound, inverse)
     return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return]
 
 
-def _pyro_spline(
+def _plain_spline(
     inputs: Tensor, parameters: Tensor, bound: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
+    """The formulas at the top of this module, one operation after the other."""
     bins = (parameters.shape[-2] + 1) // 3
-    widths, heights, derivatives = parameters.transpose(-1, -2).split([bins, bins, bins - 1], -1)
-    spline = ConditionedSpline(
-        (
-            torch.softmax(widths, -1),
-            torch.softmax(heights, -1),
-            torch.nn.functional.softplus(derivatives),
-            None,
-        ),
-        bound=bound,
-        order="quadratic",
+    widths, heights, raw = parameters.split([bins, bins, bins - 1], dim=-2)
+    end = torch.full_like(inputs, bound).unsqueeze(-2)
+
+    def knots(sizes: Tensor) -> Tensor:
+        shares = MIN_FRACTION + (1 - bins * MIN_FRACTION) * torch.softmax(sizes, dim=-2)
+        return torch.cat([-end, bound * (2 * shares.cumsum(-2)[:, :-1] - 1), end], dim=-2)
+
+    abscissae, ordinates = knots(widths), knots(heights)
+    last = torch.full_like(end, 1 - MIN_FRACTION)
+    derivatives = torch.cat([last, MIN_FRACTION + softplus(raw), last], dim=-2)
+
+    outside = inputs.abs() > bound
+    values = torch.where(outside, torch.zeros_like(inputs), inputs)
+    inner = (ordinates if inverse else abscissae)[:, 1:-1]
+    here = (values.unsqueeze(-2) >= inner).sum(-2, keepdim=True)
+
+    def at(table: Tensor, step: int = 0) -> Tensor:
+        return table.gather(-2, here + step).squeeze(-2)
+
+    x0, y0, d0, d1 = at(abscissae), at(ordinates), at(derivatives), at(derivatives, 1)
+    width, height = at(abscissae, 1) - x0, at(ordinates, 1) - y0
+    slope = height / width
+    curve = d0 + d1 - 2 * slope
+    if inverse:
+        rise = values - y0
+        a = rise * curve + height * (slope - d0)
+        b = height * d0 - rise * curve
+        c = -slope * rise
+        # rounding may take it below zero at a knot; NaN stays NaN
+        root = (b * b - 4 * a * c).clamp(min=0).sqrt()
+        t = 2 * c / (-b - root)
+    else:
+        t = (values - x0) / width
+    u = t * (1 - t)
+    den = slope + curve * u
+    numerator = slope * slope * (d1 * t * t + 2 * slope * u + d0 * (1 - t) * (1 - t))
+    logs = numerator.log() - 2 * den.log()
+    image = t * width + x0 if inverse else y0 + height * (slope * t * t + d0 * u) / den
+    zero = torch.zeros_like(logs)
+    return (
+        torch.where(outside, inputs, image),
+        torch.where(outside, zero, -logs if inverse else logs),
     )
-    return spline.spline_op(inputs, inverse=inverse)  # type: ignore[no-any-return]
 
 
 class _FusedSpline(torch.autograd.Function):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from zdc_nb.evaluation import evaluate_runs
 from zdc_nb.events import Events
 from zdc_nb.files import study_split
-from zdc_nb.params import Setup, Study, Subset, derive_seed
+from zdc_nb.params import Study, Subset, derive_seed
 from zdc_nb.storage import write_atomically, write_csv
 from zdc_nb.training import (
     Surrogate,
     choose_device,
     distil_student,
     load_surrogate,
+    read_made_with,
     save_surrogate,
     train_teacher,
 )
@@ -79,11 +80,34 @@ def _existing(study: Study, kind: str, subset: str, model: str) -> Path:
             stage = f"notebooks/02_teacher_training.ipynb -p subset {subset}"
         else:
             stage = f"notebooks/03_student_distillation.ipynb -p subset {subset} -p setup {model}"
+        file = f"params/{study.name}.yaml"
         raise MissingStageError(
-            f"{path} is missing: run `make study STUDY=params/{study.name}.yaml`, or this stage "
-            f"alone with `papermill {stage} -p study params/{study.name}.yaml`"
+            f"{path} is missing: run `make study STUDY={file}`, or this stage alone with "
+            f"`papermill {stage.replace('.ipynb', '.ipynb out.ipynb')} -p study {file}` "
+            "(or wherever your study file is)"
         )
     return path
+
+
+def _made_with(study: Study, model: str) -> dict[str, Any]:
+    """The parameters that the artefacts of a model depend on."""
+    sections = {"seed", "data", "preprocessing", "flow", "teacher"}
+    if model != "teacher":
+        sections.add("student")
+    return study.model_dump(mode="json", include=sections)
+
+
+def _current(study: Study, kind: str, subset: str, model: str) -> Path:
+    """As :func:`_existing`; ``ValueError`` if it was made with other parameters."""
+    checkpoint = _existing(study, "models", subset, model)
+    theirs, mine = read_made_with(checkpoint), _made_with(study, model)
+    if theirs != mine:
+        changed = [name for name, value in mine.items() if (theirs or {}).get(name) != value]
+        raise ValueError(
+            f"{checkpoint}: was made with other parameters than study {study.name!r} has now "
+            f"(in {', '.join(changed)}); delete it, or run the study, to make it again"
+        )
+    return _existing(study, kind, subset, model)
 
 
 # --- Making -------------------------------------------------------------------------------------
@@ -102,7 +126,9 @@ def make_teacher(
 
 def ready_teacher(study: Study, subset: str, progress: bool = False) -> Surrogate:
     """The teacher of ``subset``; trained and evaluated now if there is none yet."""
-    if _artefact(study, "evaluation", subset, "teacher").is_file():
+    if all(
+        _artefact(study, kind, subset, "teacher").is_file() for kind in ("models", "evaluation")
+    ):
         return load_model(study, subset, "teacher")
     print(f"no teacher of {subset!r} in {study.artifacts} yet: training it first")
     teacher, _ = make_teacher(study, subset, progress)
@@ -126,7 +152,7 @@ def _save(
     study: Study, subset: Subset, model: str, surrogate: Surrogate, history: pd.DataFrame
 ) -> None:
     write_csv(history, _artefact(study, "history", subset, model))
-    save_surrogate(surrogate, _artefact(study, "models", subset, model))
+    save_surrogate(surrogate, _artefact(study, "models", subset, model), _made_with(study, model))
 
 
 def evaluate_model(
@@ -158,26 +184,14 @@ def evaluate_model(
 # --- Reading ------------------------------------------------------------------------------------
 
 
-def load_model(study: Study, subset: str, model: Setup | str) -> Surrogate:
+def load_model(study: Study, subset: str, model: str) -> Surrogate:
     """A trained model; ``ValueError`` if it was made with other parameters than the study's."""
-    path = _existing(study, "models", subset, model)
-    surrogate = load_surrogate(path, choose_device(study.device))
-    for section, mine, theirs in (
-        ("flow", study.flow, surrogate.architecture),
-        ("preprocessing", study.preprocessing, surrogate.preprocessing),
-    ):
-        if mine != theirs:
-            changed = [k for k, v in mine.model_dump().items() if v != getattr(theirs, k)]
-            raise ValueError(
-                f"{path}: was made with other parameters than study {study.name!r} has now "
-                f"({section}: {', '.join(changed)}); delete it to make it again"
-            )
-    return surrogate
+    return load_surrogate(_current(study, "models", subset, model), choose_device(study.device))
 
 
 def load_evaluation(study: Study, subset: str, model: str) -> pd.DataFrame:
     """Metrics of one model: subset, model, metric, run, value."""
-    return pd.read_csv(_existing(study, "evaluation", subset, model))
+    return pd.read_csv(_current(study, "evaluation", subset, model))
 
 
 def load_evaluations(study: Study) -> pd.DataFrame:
@@ -194,16 +208,16 @@ def load_evaluations(study: Study) -> pd.DataFrame:
 
 def load_history(study: Study, subset: str, model: str) -> pd.DataFrame:
     """Loss terms of one training: epoch, step, split, term, value."""
-    return pd.read_csv(_existing(study, "history", subset, model))
+    return pd.read_csv(_current(study, "history", subset, model))
 
 
 def load_samples(study: Study, subset: str, model: str) -> NDArray[np.uint16]:
     """(N, 44, 44) responses of a model's first generation, aligned with the test split."""
-    path = _existing(study, "samples", subset, model)
+    path = _current(study, "samples", subset, model)
     try:
         with np.load(path, allow_pickle=False) as file:
             responses: NDArray[np.uint16] = file["responses"]
-    except (BadZipFile, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # numpy raises almost anything on bytes that are no npz
         raise ValueError(f"{path}: expected an npz file with the array 'responses'") from error
     return responses
 
@@ -211,15 +225,15 @@ def load_samples(study: Study, subset: str, model: str) -> NDArray[np.uint16]:
 def samplers(study: Study) -> dict[str, Callable[[int], object]]:
     """Teacher and student of ``study.speed`` as functions that generate a batch of a given size.
 
-    What is timed is the flow, from a condition on the device to a sample in flow space, as in
-    the published figures; particles are taken from the test split, in turn.
+    What is timed is the flow, from a condition on the device to a sample in flow space; what the
+    published times include is not said. Particles are taken from the test split, in turn.
     """
     subset, setup = study.speed.subset, study.speed.setup
     test = load_split(study, subset)[2]
 
     def sampler(surrogate: Surrogate) -> Callable[[int], object]:
         conditions = surrogate.conditions(test)
-        generator = torch.Generator().manual_seed(study.seed)
+        generator = torch.Generator(surrogate.flow.device).manual_seed(study.seed)
 
         def sample(batch: int) -> object:
             rows = torch.arange(batch, device=conditions.device) % len(conditions)

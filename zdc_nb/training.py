@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from zdc_nb.detector import channel_masks, diversity_weights
 from zdc_nb.events import Events
-from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
+from zdc_nb.flows import Flow, Passage, Student, Teacher, start_from_marginals, start_from_teacher
 from zdc_nb.params import (
     FlowParams,
     PreprocessingParams,
@@ -41,9 +42,11 @@ __all__ = [
     "Surrogate",
     "channel_fractions",
     "choose_device",
+    "combined_loss",
     "distil_student",
     "distillation_terms",
     "load_surrogate",
+    "read_made_with",
     "save_surrogate",
     "train_teacher",
 ]
@@ -102,18 +105,29 @@ class Surrogate:
     ) -> NDArray[np.uint16]:
         """(N, 44, 44) responses, one for the particle and photon sum of each event.
 
-        The same seed and batch size give the same responses.
+        The same seed, batch size and device give the same responses.
+
+        Raises
+        ------
+        DivergenceError
+            where a sample is not finite.
         """
         self.flow.eval()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.flow.device).manual_seed(seed)
         conditions = self.conditions(events)
         photon_sum = events.photon_sum
         parts = []
         starts = range(0, len(events), batch)
-        bar = tqdm(starts, "generate", file=sys.stdout, disable=not progress, mininterval=2)
+        # a bar is for those who wait: not for what is over at once
+        bar = tqdm(starts, "generate", file=sys.stdout, disable=not progress, delay=10)
         for start in bar:
             here = slice(start, start + batch)
             x = self.flow.sample(conditions[here], generator)
+            if not torch.isfinite(x).all():
+                raise DivergenceError(
+                    f"generate: a sample from number {start} on is not finite; "
+                    "was the flow trained to the end?"
+                )
             parts.append(decode_responses(x, self.preprocessing, photon_sum[here]))
         return np.concatenate(parts)
 
@@ -121,8 +135,11 @@ class Surrogate:
 # --- Checkpoints --------------------------------------------------------------------------------
 
 
-def save_surrogate(surrogate: Surrogate, path: Path) -> None:
-    """Write a checkpoint (safetensors): weights, scaler and the parameters to rebuild it."""
+def save_surrogate(surrogate: Surrogate, path: Path, made_with: object = None) -> None:
+    """Write a checkpoint (safetensors): weights, scaler and the parameters to rebuild it.
+
+    ``made_with`` is anything that JSON can hold; :func:`read_made_with` gives it back.
+    """
     flow = surrogate.flow
     tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
     tensors["scaler.mean"] = torch.from_numpy(surrogate.scaler.mean)
@@ -135,7 +152,17 @@ def save_surrogate(surrogate: Surrogate, path: Path) -> None:
         "preprocessing": surrogate.preprocessing.model_dump(),
     }
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary, {"description": json.dumps(description)})
+        metadata = {"description": json.dumps(description), "made_with": json.dumps(made_with)}
+        save_file(tensors, temporary, metadata)
+
+
+def read_made_with(path: Path) -> Any:
+    """What a checkpoint was saved with, without reading its weights; ``ValueError`` as below."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["made_with"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this project ({error})") from error
 
 
 def load_surrogate(path: Path, device: torch.device) -> Surrogate:
@@ -288,7 +315,9 @@ def train_teacher(
     flow = Teacher(DIM, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
     data = _Encoded(train, scaler, study.preprocessing, device)
     if study.flow.initialise == "data":
-        x, _ = data(torch.arange(min(len(train), 4096)), torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(train), generator=generator)[:4096]
+        x, _ = data(some, generator)
         start_from_marginals(flow, x.cpu(), study.flow.bound)
     flow.to(device)
     held_out = _Encoded(validation, scaler, study.preprocessing, device)
@@ -361,39 +390,60 @@ def channel_fractions(x: Tensor) -> Tensor:
 
 def _difference(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """(N,) squared differences, averaged over elements and over the tensors of the lists."""
-    if not a:
-        return torch.zeros(())
     each = [(p - q).square().flatten(1).mean(1) for p, q in zip(a, b, strict=True)]
     return torch.stack(each).mean(0)
 
 
 def distillation_terms(
-    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor, loop: Tensor
+    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor
 ) -> dict[str, Tensor]:
     """The terms of :data:`DISTILLATION_TERMS` for each sample, (N,) each.
 
     Parameters
     ----------
-    x, condition
-        (N, D) and (N, C): the data loop x -(teacher)-> z -(student)-> x'.
-    z, loop
-        (N, D) and (N, C): the latent loop z -(student)-> x' -(teacher)-> z'.
+    x, z
+        (N, D) data and noise: the data loop x -(teacher)-> z -(student)-> x' and the latent loop
+        z -(student)-> x' -(teacher)-> z'.
+    condition
+        (N, C), of both loops.
     """
     with torch.no_grad():
         target = teacher.passage(x, condition)
-    copy = student.passage(target.latent, condition)
-    drawn = student.passage(z, loop)
-    back = teacher.passage(drawn.data, loop)
+    # both of the student's passes at once: what follows of the condition alone is needed once
+    both = student.passage(torch.cat([target.latent, z]), condition)
+    copy, drawn = both.rows(slice(len(x))), both.rows(slice(len(x), None))
+    back = teacher.passage(drawn.data, condition)
+
+    def between(a: Passage, b: Passage) -> Tensor:
+        # a flow of one block has nothing between its ends
+        return _difference(a.ends[1:-1], b.ends[1:-1]) if len(a.ends) > 2 else x.new_zeros(len(x))
+
     channels = (channel_fractions(copy.data) - channel_fractions(x)).square().sum(1)
     return {
         "end_data": _difference([copy.data], [target.data]),
-        "blocks_data": _difference(copy.ends[1:-1], target.ends[1:-1]),
+        "blocks_data": between(copy, target),
         "made_data": _difference(copy.parameters, target.parameters),
         "end_latent": _difference([back.latent], [drawn.latent]),
-        "blocks_latent": _difference(back.ends[1:-1], drawn.ends[1:-1]),
+        "blocks_latent": between(back, drawn),
         "made_latent": _difference(back.parameters, drawn.parameters),
         "channel": channels,
     }
+
+
+def combined_loss(terms: dict[str, Tensor], weights: Tensor, channel_weight: float) -> Tensor:
+    """What a setup minimises: the mean over samples of weight times the sum of the terms.
+
+    Parameters
+    ----------
+    terms
+        those of :func:`distillation_terms`, (N,) each.
+    weights
+        (N,) of eq. 3, or ones.
+    channel_weight
+        factor of the channel term (eq. 2); 0 leaves it out.
+    """
+    squares = torch.stack([term for name, term in terms.items() if name != "channel"]).sum(0)
+    return (weights * (squares + channel_weight * terms["channel"])).mean()
 
 
 def distil_student(
@@ -409,11 +459,10 @@ def distil_student(
 
     The loss is the sum of the six squared differences, with ``+ch`` also ``channel_weight`` times
     the channel loss (eq. 2). With ``+div`` each sample's whole loss is multiplied by the weight
-    of its particle (eq. 3), in the latent loop by that of the particle that its condition was
-    drawn from. All terms are logged in every setup, unweighted, so that setups can be compared;
+    of its particle (eq. 3). The latent loop takes the conditions of the same batch. All terms are logged in every setup, unweighted, so that setups can be compared;
     ``loss`` is what was minimised. The validation loss is not weighted by diversity.
 
-    Returns and raises as :func:`train_teacher`.
+    The teacher is frozen in place. Returns and raises as :func:`train_teacher`.
     """
     if not isinstance(teacher.flow, Teacher):
         raise TypeError("distil_student: expected a teacher to distil")
@@ -441,14 +490,9 @@ def distil_student(
     ) -> dict[str, Tensor]:
         x, condition = data(indices, generator)
         z = torch.randn(x.shape, generator=generator).to(device)
-        others = torch.randint(len(data), (len(indices),), generator=generator)
-        loop = data.conditions[others]
-        terms = distillation_terms(master, student, x, z, condition, loop)
-        data_loss = terms["end_data"] + terms["blocks_data"] + terms["made_data"]
-        data_loss = data_loss + channel_weight * terms["channel"]
-        latent_loss = terms["end_latent"] + terms["blocks_latent"] + terms["made_latent"]
-        total = weights[indices].to(device) * data_loss + weights[others].to(device) * latent_loss
-        return {"loss": total.mean(), **{name: term.mean() for name, term in terms.items()}}
+        terms = distillation_terms(master, student, x, z, condition)
+        loss = combined_loss(terms, weights[indices].to(device), channel_weight)
+        return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
     even = torch.ones(len(validation))
     history = _fit(
