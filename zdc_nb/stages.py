@@ -215,7 +215,8 @@ def load_samples(study: Study, subset: str, model: str) -> NDArray[np.uint16]:
     """(N, 44, 44) responses of a model's first generation, aligned with the test split."""
     path = _current(study, "samples", subset, model)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy itself leaves a broken file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             responses: NDArray[np.uint16] = file["responses"]
     except Exception as error:  # numpy raises almost anything on bytes that are no npz
         raise ValueError(f"{path}: expected an npz file with the array 'responses'") from error
