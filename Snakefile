@@ -11,6 +11,7 @@ import sys
 
 from zdc_nb.params import load_study
 from zdc_nb.reports import describe_failures, notebook_names
+from zdc_nb.training import choose_device
 
 STUDY_FILE = config.get("study", "params/small.yaml")
 STUDY = load_study(STUDY_FILE)
@@ -22,9 +23,12 @@ LOGS = REPORTS + "/logs/"
 DATA = STUDY.data.file or ARTIFACTS + "/data.root"
 
 NAMES = notebook_names(STUDY)
+ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_out", "datasets")
 
 PYTHON = sys.executable
-THREADS = max(1, workflow.cores // len(STUDY.subsets))
+# Trainings run side by side on a CPU. A GPU is not shared: one after the other, on all cores.
+SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
+THREADS = max(1, workflow.cores // SIDE_BY_SIDE)
 
 
 def results(subset, model):
@@ -186,7 +190,7 @@ rule ablations:
         data=DATA,
     output:
         notebook=EXECUTED + "04_ablations.ipynb",
-        table=REPORTS + "/tables/table1.csv",
+        tables=expand(REPORTS + "/tables/{table}.csv", table=ABLATION_TABLES),
     log:
         LOGS + "04_ablations.log",
     params:

@@ -18,6 +18,7 @@ from zdc_nb.evaluation import (
     QUANTITIES,
     EvaluationError,
     baseline_evaluations,
+    dataset_sizes,
     evaluate,
     evaluate_runs,
     ignorant_runs,
@@ -228,6 +229,22 @@ def test_reference_needs_a_common_particle(train: Events) -> None:
         reference_runs(train, make_events(np.array([1, 2]), seed=0), runs=2, seed=0)
 
 
+def test_a_subset_without_a_common_particle_is_named(train: Events) -> None:
+    strangers = make_events(np.array([0, 1, 2]), seed=2)
+    with pytest.raises(EvaluationError, match=r"subset 'sigma\+': reference: no test particle"):
+        baseline_evaluations(train, strangers, "sigma+", 2, 7)
+
+
+def test_dataset_sizes_by_hand(train: Events, test: Events) -> None:
+    sizes = dataset_sizes("n", train, test[test.particle == 4], test)
+    assert sizes.to_dict("list") == {
+        "subset": ["n"] * 3,
+        "part": ["train", "validation", "test"],
+        "responses": [17 * 12, 15, 36],
+        "particles": [17, 1, 7],
+    }
+
+
 def test_baselines_repeat_with_their_seed(train: Events, test: Events) -> None:
     for draw in (reference_runs, matched_runs, ignorant_runs):
         first, again, other = (draw(train, test, 2, seed) for seed in (5, 5, 6))
@@ -295,6 +312,16 @@ def test_scaling_favours_no_channel() -> None:
     assert common.min() > 0
     assert common.max() < 22
     assert common.mean() == pytest.approx(11, abs=1)
+
+
+def test_scaling_refuses_what_a_fibre_could_not_hold() -> None:
+    responses = np.zeros((2, 44, 44), np.uint16)
+    responses[:, 5, 5] = 3
+    rng = np.random.default_rng(0)
+    scaled = scale_to_photon_sum(responses, np.array([7, 65535]), rng)
+    assert scaled[:, 5, 5].tolist() == [7, 65535]
+    with pytest.raises(EvaluationError, match=r"at most 65535 .*got 65536 \(response 1\)"):
+        scale_to_photon_sum(responses, np.array([7, 65536]), rng)
 
 
 def test_scaling_no_light_gives_no_light() -> None:

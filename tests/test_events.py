@@ -76,7 +76,7 @@ def test_a_subset_is_one_species_and_all_is_everything(subset: str) -> None:
 
 
 def test_a_subset_without_responses_is_named() -> None:
-    with pytest.raises(ValueError, match="subset 'k0s': none of the 3 responses"):
+    with pytest.raises(ValueError, match="none of the 3 responses belongs to the subset 'k0s'"):
         select_subset(make_events([3]), "k0s")
 
 

@@ -1,6 +1,7 @@
 """Events on disk: exact round trips, and everything that may be wrong with a file."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -46,6 +47,11 @@ def assert_equal(one: Events, other: Events) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def numbered_anew(events: Events) -> Events:
+    """With the numbers of particles that these events have by themselves."""
+    return Events.from_arrays(events.pdg, events.features, events.responses)
+
+
 def write_tree(path: Path, branches: dict[str, Any], tree: str = "zn") -> Path:
     with uproot.recreate(path) as file:
         file.mktree(
@@ -89,7 +95,9 @@ def test_root_gives_back_exactly_what_was_written(events: Events, tmp_path: Path
 @settings(max_examples=15, deadline=None)
 @given(
     lit=st.lists(
-        st.dictionaries(st.integers(0, 1935), st.integers(1, 65535), max_size=8),
+        st.dictionaries(st.integers(0, 1935), st.integers(1, 65535), max_size=8).filter(
+            lambda fibres: sum(fibres.values()) <= 65535
+        ),
         min_size=1,
         max_size=5,
     ),
@@ -311,7 +319,8 @@ def fibre(row: int, value: float) -> Callable[..., None]:
         (fibre(1, np.nan), "responses", r"row 1 .*finite photon counts"),
         (fibre(1, 0.5), "responses", r"row 1 .*whole photon counts"),
         (fibre(0, -1), "responses", r"row 0 .*at least 0"),
-        (fibre(5, 65536), "responses", r"row 5 .*at most 65535"),
+        (fibre(5, 65536), "responses", r"row 5 .*photon counts of at most 65535"),
+        (fibre(5, 65535), "particles", r"row 5 .*at most 65535 photons in all"),
     ],
     ids=map(str, count()),
 )
@@ -320,9 +329,49 @@ def test_a_fault_in_a_pair_is_told(
 ) -> None:
     table, counts = table_of(events, 11), events.responses.astype(np.float64)
     change(table, counts)
+    counts[5, 0, 0] += 1  # some light beside the fibre that is changed
+    pair = write_pair(tmp_path, table, counts)
     with pytest.raises(EventFileError, match=message) as error:
-        read_npz(*write_pair(tmp_path, table, counts))
+        read_npz(*pair)
     assert f"data_{file}.npz" in str(error.value)
+
+
+def test_counts_of_a_pair_are_checked_in_parts_and_their_rows_counted_through(
+    events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_BASKET", 7)
+    few = numbered_anew(events[:30])
+    pair = write_pair(tmp_path, table_of(few, 11), few.responses)
+    assert_equal(read_npz(*pair), few)
+    counts = few.responses.astype(np.int64)
+    counts[25, 3, 3] = -1
+    with pytest.raises(EventFileError, match=r"row 25 .*at least 0"):
+        read_npz(*write_pair(tmp_path, table_of(few, 11), counts))
+
+
+def test_reading_a_pair_takes_little_more_memory_than_its_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_BASKET", 100)
+    counts = np.zeros((4000, 44, 44), np.uint16)
+    pair = write_pair(tmp_path, np.ones((len(counts), 10)), counts)
+    tracemalloc.start()
+    read_npz(*pair)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * counts.nbytes
+
+
+def test_photons_of_a_tree_fit_in_16_bits_in_all(events: Events, tmp_path: Path) -> None:
+    responses = np.zeros((3, 44, 44), np.uint16)
+    responses[:, 3, 4] = 65535
+    most = Events.from_arrays(events.pdg[:3], events.features[:3], responses.copy())
+    write_root(most, tmp_path / "most.root")
+    assert_equal(read_root(tmp_path / "most.root"), most)
+    responses[1, 9, 9] = 1
+    write_root(Events.from_arrays(most.pdg, most.features, responses), tmp_path / "more.root")
+    with pytest.raises(EventFileError, match=r"more\.root: row 1 .*at most 65535 photons in all"):
+        read_root(tmp_path / "more.root")
 
 
 @pytest.mark.parametrize(
@@ -387,6 +436,29 @@ def test_bytes_that_are_no_npz_are_told(events: Events, tmp_path: Path) -> None:
         read_npz(particles, tmp_path / "missing.npz")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("mask", [0xFF, 0x01, 0x10])
+def test_a_flipped_byte_of_an_npz_is_told_or_changes_nothing(
+    events: Events, tmp_path: Path, mask: int, compressed: bool
+) -> None:
+    few = numbered_anew(events[:3])
+    particles, responses = write_pair(tmp_path, table_of(few, 11), few.responses)
+    if compressed:
+        np.savez_compressed(particles, table_of(few, 11))
+    content = particles.read_bytes()
+    told = []
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= mask
+        particles.write_bytes(flipped)
+        try:
+            assert_equal(read_npz(particles, responses), few)
+        except EventFileError as error:
+            told.append(str(error))
+    assert all("data_particles.npz" in message for message in told)
+    assert len(told) > len(content) / 2
+
+
 @pytest.mark.parametrize(
     "names", [["a.txt"], ["a.npz"], ["a.root", "b.root"], ["a.npz", "b.npz", "c.npz"], []]
 )
@@ -408,6 +480,21 @@ def test_the_nearest_species_finds_every_species_but_neutral_antiparticles() -> 
     kaons = {130, 310}  # nobody can tell K0L from K0S by mass and charge
     for pdg, guess in zip(expected, found, strict=True):
         assert guess == pdg or {guess, pdg} <= kaons
+
+
+def test_guessed_species_are_told_and_every_neutral_kaon_is_a_k0s(
+    events: Events, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kaons = events[np.isin(events.pdg, [130, 310])]
+    assert len(np.unique(kaons.pdg)) == 2
+    known = read_npz(*write_pair(tmp_path, table_of(kaons, 10), kaons.responses))
+    np.testing.assert_array_equal(known.pdg, kaons.pdg)
+    assert capsys.readouterr().out == ""
+    guessed = read_npz(*write_pair(tmp_path, table_of(kaons, 9), kaons.responses))
+    assert set(guessed.pdg.tolist()) == {310}
+    said = capsys.readouterr().out
+    assert "data_particles.npz: holds no PDG codes" in said
+    assert "every neutral kaon is taken for a K0S" in said
 
 
 def test_a_charge_that_no_species_has_is_unknown() -> None:
@@ -490,6 +577,22 @@ def test_ones_own_file_without_enough_light_is_told(study: Study, events: Events
     write_root(events[events.photon_sum < 10], Path("dim.root"))
     with pytest.raises(EventFileError, match=r"dim\.root: no response has 10 photons"):
         study_events(with_data(study, file="dim.root"))
+
+
+def test_too_few_events_of_a_study_are_told_with_file_and_subset(
+    study: Study, events: Events
+) -> None:
+    bright = events[events.photon_sum >= study.data.min_photons]
+    neutrons = bright[bright.pdg == 2112]
+    write_root(neutrons[:2], Path("few.root"))
+    own = with_data(study, file="few.root")
+    with pytest.raises(EventFileError, match=r"few\.root, subset 'n': 2 responses are too few"):
+        study_split(own, "n")
+    with pytest.raises(EventFileError, match=r"few\.root, subset 'k0s': none of the 2 responses"):
+        study_split(own, "k0s")
+    simulated = with_data(study, max_responses={"all": 2})
+    with pytest.raises(EventFileError, match=r"data\.root, subset 'all': 2 responses are too few"):
+        study_split(simulated, "all")
 
 
 def test_the_split_of_a_study_is_capped_seeded_and_disjoint(study: Study) -> None:

@@ -44,18 +44,42 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("teacher", "epochs"), {"n": 3}, "teacher.epochs: no entry for lambda"),
         (("teacher", "learning_rate"), float("nan"), "teacher.learning_rate"),
         (("preprocessing", "conditions"), "everything", "preprocessing.conditions"),
-        (("speed", "subset"), "n", None),
+        (("preprocessing", "alpha"), 1e-7, "flow.bound: expected at least 16.1181"),
+        (("flow", "bound"), 13.8, "preprocessing.alpha = 1e-06, got 13.8"),
+        (("flow", "bins"), 1000, "flow.bins: expected fewer than 1000 bins"),
+        (("student", "halve_after"), [15], "halve_after: expected [], the schedule cosine"),
+        (("speed", "batches"), [1, 16, 1], "batches: expected each size once"),
+        (("paths", "artifacts"), "", "paths.artifacts"),
+        (("paths", "reports"), "", "paths.reports"),
+        (("subsets",), ["n"], "speed.subset: 'all' is not among the subsets"),
+        (("setups",), ["bs"], "speed.setup: 'bs+ch+div' is not among the setups"),
         (("name",), "other", "name"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path, path, value, said):
     file = changed(tmp_path, *path, value=value)
-    if said is None:
-        load_study(file)
-        return
     with pytest.raises(ParameterError, match=r"mine\.yaml") as caught:
         load_study(file)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("speed", "subset"), "n"),
+        (("speed", "setup"), "bs"),
+        (("flow", "bins"), 999),
+        # the least that holds a dark fibre is log(999999) = 13.81551...
+        (("flow", "bound"), 13.8156),
+        (("preprocessing", "alpha"), 0.1),
+        (("teacher", "schedule"), "halve"),
+        (("speed", "batches"), [4]),
+        (("paths", "reports"), "elsewhere"),
+    ],
+)
+def test_what_is_just_right_is_accepted(tmp_path, path, value):
+    section = load_study(changed(tmp_path, *path, value=value)).model_dump()[path[0]]
+    assert section[path[1]] == value
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -66,6 +66,10 @@ def write_results(study: Study) -> dict[str, pd.DataFrame]:
         "speed": pd.DataFrame(list(speed), columns=["model", "device", "batch"]),
     }
     tables["speed"]["ms_per_sample"] = rng.uniform(0.1, 20, len(tables["speed"]))
+    parts = list(itertools.product(study.subsets, ("train", "validation", "test")))
+    tables["datasets"] = pd.DataFrame(parts, columns=["subset", "part"])
+    tables["datasets"]["responses"] = range(1000, 1000 + len(parts))
+    tables["datasets"]["particles"] = range(100, 100 + len(parts))
     for name, table in tables.items():
         path = study.reports / "tables" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +171,24 @@ def test_what_the_reference_leaves_out_is_told(study: Study) -> None:
     assert "35 of 400 on all." in text
 
 
+@pytest.mark.parametrize("caps", [{}, {"proton": 100}])
+def test_sizes_and_caps_of_the_data_sets_are_told(study: Study, caps: dict[str, int]) -> None:
+    write_results(study)
+    page = read_page(study)
+    rows = [[cell.get_text() for cell in row.select("th, td")] for row in page.select("tr")]
+    assert ["n", "1000 (100)", "1001 (101)", "1002 (102)"] in rows
+    assert ["all", "1012 (112)", "1013 (113)", "1014 (114)"] in rows
+    text = " ".join(page.get_text().split())
+    assert f"all at {study.data.max_responses['all']} responses." in text
+    whole = study.data.model_copy(update={"max_responses": caps})
+    (uncapped,) = (
+        paragraph.get_text()
+        for paragraph in read_page(study.model_copy(update={"data": whole})).select("p")
+        if paragraph.get_text().startswith("The data.")
+    )
+    assert "capped" not in uncapped
+
+
 def test_figures_that_there_are_are_shown(study: Study) -> None:
     write_results(study)
     assert not read_page(study).select("img")
@@ -243,7 +265,10 @@ def test_failure_is_described_with_the_notebooks_own_error(study: Study) -> None
     notebook.cells.append(nbformat.v4.new_code_cell("train()", outputs=[error]))
     failed = path.with_name(f"{name}.failed.ipynb")
     nbformat.write(notebook, failed)
+    # one that this study no longer has
+    nbformat.write(notebook, path.with_name("02_teacher_training-proton.failed.ipynb"))
     text = describe_failures(study)
+    assert "proton" not in text
     assert text.startswith(f"{name} failed in cell 2\nTraceback\nin train()")
     assert "DivergenceError: step 12: the term latent is nan" in text
     assert str(failed) in text

@@ -104,6 +104,44 @@ def test_every_import_is_declared() -> None:
     assert third_party(sorted((ROOT / "tests").glob("*.py"))) <= package | tests
 
 
+COMMANDS = {"ipykernel", "jupyterlab", "papermill", "snakemake"}
+"""Direct dependencies that are started and not imported: the kernel, and command-line tools."""
+
+FOR_OTHERS = {"ipywidgets"}
+"""What others import if it is there: without it tqdm warns in every notebook."""
+
+
+def test_every_dependency_is_used(tmp_path: Path) -> None:
+    cells = [
+        cell.source
+        for path in NOTEBOOKS
+        for cell in read_notebook(path).cells
+        if cell.cell_type == "code"
+    ]
+    notebooks = tmp_path / "notebooks.py"
+    notebooks.write_text("\n".join(cells), encoding="utf-8")
+    imported = third_party([*MODULES, notebooks])
+    assert set(direct_pins()) - imported == COMMANDS | FOR_OTHERS
+    files = ("Makefile", "Snakefile")
+    recipes = "".join((ROOT / name).read_text(encoding="utf-8") for name in files)
+    # JupyterLab's command is the only one with another name than its package
+    for name in COMMANDS:
+        assert name.replace("jupyterlab", "jupyter lab") in recipes, name
+
+
+def test_readme_holds_no_notes_to_its_authors() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"TODO.*|<!--.*", readme) == []
+
+
+def test_everything_that_the_readme_links_to_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
+    inside = [target for target in targets if not target.startswith(("https://", "#"))]
+    assert "LICENSE" in inside
+    assert [target for target in inside if not (ROOT / target).exists()] == []
+
+
 def test_python_version_is_the_same_everywhere() -> None:
     oldest = SpecifierSet(PYPROJECT["project"]["requires-python"])
     assert "3.11" in oldest

@@ -48,7 +48,16 @@ def test_speed_ratio_by_hand() -> None:
         columns=["model", "device", "batch", "ms_per_sample", "runs"],
     )
     assert speed_ratio(speed).to_dict("records") == [{"device": "cpu", "batch": 1, "ratio": 4.0}]
-    assert "2 ms a response, the teacher 8 ms, 4.0 times as long" in speed_findings(speed)
+    assert "2 ms a response, the teacher 8 ms, 4 times as long" in speed_findings(speed)
+
+
+def test_a_slower_student_is_not_called_faster() -> None:
+    times = {("teacher", 1): 8.0, ("student", 1): 2.0, ("teacher", 8): 1.0, ("student", 8): 2.0}
+    rows = [(model, "cpu", batch, ms, 2) for (model, batch), ms in times.items()]
+    speed = pd.DataFrame(rows, columns=["model", "device", "batch", "ms_per_sample", "runs"])
+    text = speed_findings(speed)
+    assert "best at batch 1 (4 times faster) and worst at batch 8 (2 times slower)" in text
+    assert "faster" not in speed_findings(speed[speed["batch"] == 8])
 
 
 @pytest.mark.parametrize(("runs", "batches"), [(0, [1]), (1, [4, 0])])
@@ -166,12 +175,16 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
         columns=["subset", "model", "metric", "change", "uncertainty"],
     )
     text = ablation_findings(table, pd.concat([base, informed]), changes)
-    # 5 / 40 is at most a half, 18 / 30 is not
+    # 5 / 40 is at most 0.5, 18 / 30 is not
+    assert "At most 0.5 is the least" in text
     assert "n 0.12, all 0.60" in text
     assert "reached on n." in text
     assert "MAE_cw of n 4.00, all 3.00; in WS of n 1.00, all 1.00" in text
     assert "n 5.00 (teacher; `reference` 10.00, `reference+sum` 4.00)" in text
-    assert "thanks to the photon sum: teacher on n." in text
+    assert (
+        "Below `reference`: teacher on n (possible, since the flows are told the photon sum)."
+        in text
+    )
     assert "MAE_cw better on n, worse on none; WS better on none, worse on all" in text
 
 
@@ -217,6 +230,17 @@ def test_kept_terms_are_those_of_the_best_epoch_beside_bs() -> None:
     }
 
 
+def test_kept_terms_leave_out_what_is_nothing_in_bs() -> None:
+    histories = {
+        ("n", setup): make_history(2, end=end, blocks=0.0, loss=end)
+        for setup, end in (("bs", 4.0), ("bs+div", 5.0))
+    }
+    assert kept_terms(histories).to_dict("index") == {
+        ("n", "bs"): {"end": 4.0},
+        ("n", "bs+div"): {"end": pytest.approx(25.0)},
+    }
+
+
 def test_figures_show_every_number_that_they_are_given(table: pd.DataFrame) -> None:
     figure = figures.table1_figure(table, published_table(1))
     ours = figure.axes[: len(METRICS)]
@@ -243,8 +267,12 @@ def test_shape_figures_of_a_perfect_model_lie_on_the_line() -> None:
             assert len(x) == 8
     figure = figures.shape_figure({"n": (events, {"teacher": events.responses})})
     for axis in figure.axes:
-        filled, line = (np.asarray(patch.get_path().vertices) for patch in axis.patches)
-        assert filled[:, 1].max() == line[:, 1].max() > 0
+        (filled,), (line,) = axis.collections, axis.lines
+        outline = np.asarray(filled.get_paths()[0].vertices)
+        heights = np.asarray(line.get_ydata())
+        assert outline[:, 1].max() == heights.max() > 0
+        widths = np.diff(np.asarray(line.get_xdata()))
+        assert (heights[:-1] * widths).sum() == pytest.approx(1)
 
 
 def test_results_of_a_study_without_the_full_data_set_stand_alone(table: pd.DataFrame) -> None:

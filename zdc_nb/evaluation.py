@@ -5,9 +5,9 @@ responses by unique particle (the PDG code and the nine features, not the photon
 repeats are what its conditional distribution is known by. ``Events.particle`` carries the groups.
 
 Three baselines need no training. ``reference`` answers each test response with a training response
-to the same particle: new simulations would do no better. Flows are told one thing more, the photon
-sum of the very response that they answer; ``reference+sum`` uses that too and is the floor for
-them. ``ignorant`` answers with any training response scaled to the photon sum, so it knows nothing
+to the same particle: the floor for a generator that is not told the photon sum. Flows are told it,
+that of the very response that they answer; ``reference+sum`` uses it too and is the floor for them.
+``ignorant`` answers with any training response scaled to the photon sum, so it knows nothing
 of the particle.
 """
 
@@ -37,6 +37,7 @@ __all__ = [
     "Baseline",
     "EvaluationError",
     "baseline_evaluations",
+    "dataset_sizes",
     "evaluate",
     "evaluate_runs",
     "ignorant_runs",
@@ -67,6 +68,9 @@ BASELINES = ("reference", "reference+sum", "ignorant")
 
 SHAPE_MODELS = ("reference", "teacher", "bs", "bs+ch+div")
 """Rows of Table 2."""
+
+_MOST_PHOTONS = np.iinfo(np.uint16).max
+"""Largest photon sum that a response can be scaled to: all of it may fall into one fibre."""
 
 _CHUNK = 2048
 """Responses scaled at once, so that memory stays small at the size of the published data set."""
@@ -276,7 +280,18 @@ def scale_to_photon_sum(
     Returns
     -------
     (N, 44, 44); a response without light stays without.
+
+    Raises
+    ------
+    EvaluationError
+        naming a photon sum that is too large: its fibres could overflow.
     """
+    if np.max(photon_sum, initial=0) > _MOST_PHOTONS:
+        k = int(np.argmax(photon_sum))
+        raise EvaluationError(
+            f"photon_sum: expected at most {_MOST_PHOTONS} photons in a response, "
+            f"got {photon_sum[k]} (response {k})"
+        )
     flat = responses.reshape(len(responses), -1)
     order = rng.permutation(flat.shape[1])
     scaled = np.empty_like(flat)
@@ -305,9 +320,17 @@ def baseline_evaluations(
     -------
     The tidy frame of :func:`evaluate_runs`, and a frame of one row with the columns subset,
     test_responses, test_particles, left_out_responses, left_out_particles.
+
+    Raises
+    ------
+    EvaluationError
+        naming the subset of which no test particle has a training response.
     """
     draws = (reference_runs, matched_runs, ignorant_runs)
-    baselines = [draw(train, test, runs, seed) for draw in draws]
+    try:
+        baselines = [draw(train, test, runs, seed) for draw in draws]
+    except EvaluationError as error:
+        raise EvaluationError(f"subset {subset!r}: {error}") from error
     evaluations = pd.concat(
         [
             evaluate_runs(subset, name, baseline.test, baseline.generations)
@@ -326,6 +349,19 @@ def baseline_evaluations(
         }
     )
     return evaluations, left_out
+
+
+def dataset_sizes(subset: str, train: Events, validation: Events, test: Events) -> pd.DataFrame:
+    """How many responses, and how many unique particles, each part of a subset's split holds.
+
+    A row for each part, with the columns subset, part (train, validation, test), responses and
+    particles.
+    """
+    parts = {"train": train, "validation": validation, "test": test}
+    rows = [
+        (subset, name, len(part), len(np.unique(part.particle))) for name, part in parts.items()
+    ]
+    return pd.DataFrame(rows, columns=["subset", "part", "responses", "particles"])
 
 
 def table1(evaluations: pd.DataFrame, models: Sequence[str] = MODELS) -> pd.DataFrame:

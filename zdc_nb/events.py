@@ -89,7 +89,7 @@ def select_subset(events: Events, subset: Subset) -> Events:
     """The events of one of the paper's data sets; raises ``ValueError`` if there are none."""
     selected = events if subset == "all" else events[events.pdg == PDG[subset]]
     if len(selected) == 0:
-        raise ValueError(f"subset {subset!r}: none of the {len(events)} responses belongs to it")
+        raise ValueError(f"none of the {len(events)} responses belongs to the subset {subset!r}")
     return selected
 
 

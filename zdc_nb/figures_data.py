@@ -1,4 +1,4 @@
-"""Figures and tables of the events that a study runs on."""
+"""Figures and tables of the events that a study runs on, and how a response is drawn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
@@ -21,11 +23,14 @@ from zdc_nb.events import FEATURES, PDG, Events
 
 __all__ = [
     "diversity_figure",
+    "draw_response",
+    "finish_faces",
     "gallery_figure",
     "group_table",
     "groups_figure",
     "light_figure",
     "repeats_figure",
+    "species_symbol",
     "species_table",
     "spectra_figure",
     "styled_calibration",
@@ -38,7 +43,6 @@ SHOWN = (22, 2112, 3122, 310, 3222)
 LEADING = 5
 """Species that spectra show apart; the rest is one line."""
 
-_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "0.5")
 _ENERGY = FEATURES.index("energy")
 
 
@@ -54,17 +58,16 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     brightest = int(events.responses[chosen].max())
     for axis, k in zip(axes.flat, chosen, strict=False):
-        image = _draw(axis, events.responses[k], brightest)
+        image = draw_response(axis, events.responses[k], brightest)
         lit = np.count_nonzero(events.responses[k])
         axis.set_title(
-            f"{_symbol(int(events.pdg[k]))}, {events.features[k, _ENERGY]:.0f} GeV\n"
+            f"{species_symbol(int(events.pdg[k]))}, {events.features[k, _ENERGY]:.0f} GeV\n"
             f"{int(events.responses[k].sum())} photons in {lit} fibres",
             fontsize=9,
         )
     for axis in axes.flat[len(chosen) :]:
         axis.set_visible(False)
-    _label_faces(axes)
-    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
+    finish_faces(figure, axes, image)
     figure.suptitle("Responses of the neutron ZDC, 44 x 44 fibres, to single particles")
     return figure
 
@@ -84,18 +87,44 @@ def repeats_figure(events: Events, count: int) -> Figure:
     brightest = int(events.responses[np.concatenate(rows)].max())
     for line, positions in zip(axes, rows, strict=True):
         for axis, k in zip(line, positions, strict=False):
-            image = _draw(axis, events.responses[k], brightest)
-            axis.set_title(f"{int(events.responses[k].sum())} photons", fontsize=9)
+            image = draw_response(axis, events.responses[k], brightest)
         for axis in line[len(positions) :]:
             axis.set_visible(False)
-    _label_faces(axes)
+    finish_faces(figure, axes, image)
     for axis, positions in zip(axes[:, 0], rows, strict=True):
-        name = _symbol(int(events.pdg[positions[0]]))
+        name = species_symbol(int(events.pdg[positions[0]]))
         energy = events.features[positions[0], _ENERGY]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
-    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
     figure.suptitle("Each row: one particle, simulated again and again; dim to bright")
     return figure
+
+
+def draw_response(axis: Axes, response: NDArray[Any], brightest: int) -> AxesImage:
+    """A picture of one response, with its photon sum above; fibres without light stay white.
+
+    ``brightest`` is the number of photons (in a fibre) at which the logarithmic scale ends.
+    """
+    axis.set_title(f"{int(response.sum())} photons", fontsize=9)
+    light = np.ma.masked_less(response, 1)
+    norm = LogNorm(1, max(brightest, 2))
+    return axis.imshow(light, norm=norm, cmap="viridis", interpolation="nearest")
+
+
+def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
+    """Name rows and columns of a grid of :func:`draw_response`, and its scale of colour."""
+    for axis in axes[-1]:
+        axis.set_xlabel("column (fibre)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("row (fibre)")
+    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
+
+
+def species_symbol(pdg: int) -> str:
+    """A particle's symbol for a label of a figure, or its PDG code where it has none."""
+    try:
+        return f"${Particle.from_pdgid(pdg).latex_name}$"
+    except (InvalidParticle, ParticleNotFound):
+        return f"PDG {pdg}"
 
 
 def species_table(events: Events) -> pd.DataFrame:
@@ -146,7 +175,7 @@ def spectra_figure(events: Events) -> Figure:
     axes = figure.subplots(1, 2)
     codes, counts = np.unique(events.pdg, return_counts=True)
     leading = codes[np.argsort(-counts, kind="stable")[:LEADING]]
-    parts = {_symbol(int(code)): events.pdg == code for code in leading}
+    parts = {species_symbol(int(code)): events.pdg == code for code in leading}
     others = ~np.isin(events.pdg, leading)
     if others.any():
         parts[OTHER] = others
@@ -157,7 +186,8 @@ def spectra_figure(events: Events) -> Figure:
     for axis, (values, label) in zip(axes, spectra, strict=True):
         edges = np.geomspace(values[values > 0].min(), values.max() * 1.001, 41).tolist()
         axis.hist(values, edges, histtype="step", color="black", linewidth=1.6, label="all")
-        for (name, mask), colour in zip(parts.items(), _COLOURS, strict=False):
+        colours = [*sns.color_palette("colorblind", len(leading)), "0.5"]
+        for (name, mask), colour in zip(parts.items(), colours, strict=False):
             axis.hist(values[mask], edges, histtype="step", color=colour, label=name)
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="responses in a bin")
     axes[0].set_title("Energy")
@@ -206,7 +236,7 @@ def groups_figure(groups: pd.DataFrame) -> Figure:
     axis = figure.subplots()
     width = max(1, -(-int(sizes.max()) // 50))
     edges = np.arange(0.5, sizes.max() + width + 0.5, width).tolist()
-    axis.hist(sizes, edges, color="#0173b2")
+    sns.histplot(sizes, bins=edges, ax=axis)
     median = sizes.median()
     axis.axvline(median, color="black", linestyle="--", label=f"median: {median:.0f} responses")
     axis.set(xlabel="responses to one particle", ylabel="particles", yscale="log")
@@ -231,7 +261,8 @@ def diversity_figure(groups: pd.DataFrame) -> Figure:
         return figure
     # whiskers to the extremes, so that no particle is hidden
     axis.boxplot(values, orientation="horizontal", whis=(0, 100), widths=0.6)
-    labels = [f"{_symbol(int(pdg))} ({len(part)})" for pdg, part in zip(order, values, strict=True)]
+    names = [species_symbol(int(pdg)) for pdg in order]
+    labels = [f"{name} ({len(part)})" for name, part in zip(names, values, strict=True)]
     axis.set_yticks(range(1, len(order) + 1), labels)
     axis.invert_yaxis()
     axis.set_xscale("log")
@@ -262,26 +293,6 @@ def _repeats(events: Events, pdg: int, count: int) -> NDArray[np.intp]:
     ranks = np.linspace(0, len(group) - 1, min(count, len(group)))
     chosen: NDArray[np.intp] = bright_last[np.rint(ranks).astype(int)]
     return chosen
-
-
-def _draw(axis: Axes, response: NDArray[np.uint16], brightest: int) -> Any:
-    light = np.ma.masked_less(response, 1)
-    norm = LogNorm(1, max(brightest, 2))
-    return axis.imshow(light, norm=norm, cmap="viridis", interpolation="nearest")
-
-
-def _label_faces(axes: NDArray[Any]) -> None:
-    for axis in axes[-1]:
-        axis.set_xlabel("column (fibre)")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("row (fibre)")
-
-
-def _symbol(pdg: int) -> str:
-    try:
-        return f"${Particle.from_pdgid(pdg).latex_name}$"
-    except (InvalidParticle, ParticleNotFound):
-        return f"PDG {pdg}"
 
 
 def _name(pdg: int) -> str:

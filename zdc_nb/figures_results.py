@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
-from particle import InvalidParticle, Particle, ParticleNotFound
 
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation import METRICS, QUANTITIES, shape_statistics
-from zdc_nb.events import Events
+from zdc_nb.events import FEATURES, Events
+from zdc_nb.figures_data import draw_response, finish_faces, species_symbol
 from zdc_nb.params import SETUPS, SUBSETS
 from zdc_nb.storage import write_atomically
 
@@ -115,20 +116,15 @@ def sample_figure(
     figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), len(columns), squeeze=False, sharex=True, sharey=True)
     brightest = max(int(column[examples].max()) for column in columns)
-    norm = LogNorm(1, max(brightest, 2))
     for (row, example), (column, responses) in product(enumerate(examples), enumerate(columns)):
-        axis = axes[row, column]
-        light = np.ma.masked_less(responses[example], 1)
-        image = axis.imshow(light, norm=norm, cmap="viridis", interpolation="nearest")
-        axis.set_title(f"{int(responses[example].sum())} photons", fontsize=9)
+        image = draw_response(axes[row, column], responses[example], brightest)
+    finish_faces(figure, axes, image)
     for axis, name in zip(axes[0], ["reference", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
     for axis, example in zip(axes[:, 0], examples, strict=True):
-        energy = events.features[example, 0]
-        axis.set_ylabel(f"{_species(int(events.pdg[example]))}, {energy:.0f} GeV\nrow (fibre)")
-    for axis in axes[-1]:
-        axis.set_xlabel("column (fibre)")
-    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.6)
+        name = species_symbol(int(events.pdg[example]))
+        energy = events.features[example, FEATURES.index("energy")]
+        axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     return figure
 
 
@@ -217,26 +213,31 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
     rows = -(-len(terms) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.9 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    everything = pd.concat(histories, names=["setup"]).reset_index("setup")
     for axis, term in zip(axes, terms, strict=False):
-        for model, frame in histories.items():
-            chosen = frame[frame["term"] == term]
-            for split, line in (("train", ":"), ("validation", "-")):
-                curve = chosen[chosen["split"] == split].groupby("epoch")["value"].mean()
-                label = model if split == "validation" else None
-                axis.plot(curve.index, curve, line, color=COLOURS[model], label=label)
-        positive = all(
-            (frame["value"][frame["term"] == term] > 0).all() for frame in histories.values()
+        chosen = everything[everything["term"] == term]
+        sns.lineplot(
+            chosen,
+            x="epoch",
+            y="value",
+            hue="setup",
+            palette=COLOURS,
+            style="split",
+            dashes={"validation": "", "train": (1, 1)},
+            errorbar=None,
+            legend=False,
+            ax=axis,
         )
-        axis.set(title=term, xlabel="epoch")
+        axis.set(title=term, xlabel="epoch", ylabel="")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if positive:
+        if (chosen["value"] > 0).all():
             _logarithmic(axis)
     for axis in axes[len(terms) :]:
         axis.remove()
     axes[0].set_ylabel("loss term")
     figure.suptitle(f"Loss terms of the students on {subset} (validation solid, training dotted)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    handles = [Line2D([], [], color=COLOURS[name], label=name) for name in histories]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -264,15 +265,19 @@ def shape_figure(
             top = max(each[k].max() for each in values.values())
             for model, each in values.items():
                 filled = model == "reference"
-                axis.hist(
-                    each[k],
-                    bins,
-                    range=(0, max(top, 1)),
-                    density=True,
-                    histtype="stepfilled" if filled else "step",
-                    color="0.8" if filled else COLOURS[model],
+                sns.histplot(
+                    x=each[k],
+                    bins=bins,
+                    binrange=(0, max(top, 1)),
+                    stat="density",
+                    element="step",
+                    fill=filled,
+                    alpha=0.4 if filled else 1,
+                    color=COLOURS[model],
                     label=model,
+                    ax=axis,
                 )
+            axis.set_ylabel("")
         row[0].set_ylabel(f"{subset}: {len(reference)} responses\nfraction per fibre")
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
@@ -347,13 +352,6 @@ def speed_figure(speed: pd.DataFrame) -> Figure:
     axis.set_title("Sampling time; the published flows are larger and ran on another machine")
     axis.legend(fontsize=9)
     return figure
-
-
-def _species(pdg: int) -> str:
-    try:
-        return f"${Particle.from_pdgid(pdg).latex_name}$"
-    except (InvalidParticle, ParticleNotFound):
-        return f"PDG {pdg}"
 
 
 def _dodged(

@@ -15,11 +15,9 @@ unpickled.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import awkward as ak
 import numpy as np
@@ -50,21 +48,7 @@ _SCALARS = ("pdg", *FEATURES, "photon_sum")
 _LARGEST = np.iinfo(np.uint16).max
 
 _BASKET = 20_000
-"""Responses written and read at once, which bounds the memory that their jagged form takes."""
-
-
-_UNREADABLE = (
-    BadZipFile,
-    KeyError,
-    ValueError,
-    OSError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    zlib.error,
-)
-"""What numpy and zipfile raise on bytes that are not an npz file, or a broken one."""
+"""Responses written, read and checked at once, which bounds the memory that this takes."""
 
 
 class EventFileError(ValueError):
@@ -149,7 +133,7 @@ def _scalar_branch(path: Path, name: str, array: Any) -> NDArray[Any]:
 
 def _jagged_branch(path: Path, name: str, array: Any) -> Any:
     """A branch of a list of integers for each response."""
-    if array.ndim != len(("response", "fibre")) or not _is_number(array, np.integer):
+    if array.ndim != 2 or not _is_number(array, np.integer):
         raise EventFileError(f"{path}: branch {name!r}: expected integers for each lit fibre")
     return array
 
@@ -184,12 +168,12 @@ def read_npz(particles: Path, responses: Path) -> Events:
     """Read a pair of npz files.
 
     The particles have 9 columns (the features), 10 (and the PDG code) or 11 (and the photon sum,
-    which must agree with the response). Without PDG codes the species follows from mass and
-    charge (:func:`nearest_species`). Raises :class:`EventFileError`.
+    which must agree with the response). Without PDG codes the species is guessed from mass and
+    charge (:func:`nearest_species`), and a line says so. Raises :class:`EventFileError`.
     """
     table = _npz_array(particles)
     columns = (len(FEATURES), len(FEATURES) + 1, len(FEATURES) + 2)
-    if table.ndim != len(("row", "column")) or table.shape[1] not in columns:
+    if table.ndim != 2 or table.shape[1] not in columns:
         raise EventFileError(
             f"{particles}: expected rows of 9, 10 or 11 numbers (nine features, then the PDG "
             f"code, then the photon sum), got an array of shape {table.shape}"
@@ -201,21 +185,29 @@ def read_npz(particles: Path, responses: Path) -> Events:
         raise EventFileError(
             f"{particles} has {len(table)} particles, but {responses} {len(counts)} responses"
         )
-    if not np.issubdtype(counts.dtype, np.integer):
-        finite = np.isfinite(counts).all((1, 2))
-        _row_check(responses, ~finite, "finite photon counts")
-        _row_check(responses, (counts != np.rint(counts)).any((1, 2)), "whole photon counts")
-    _row_check(responses, (counts < 0).any((1, 2)), "photon counts of at least 0")
-    _row_check(responses, (counts > _LARGEST).any((1, 2)), f"photon counts of at most {_LARGEST}")
-
+    for start in range(0, len(counts), _BASKET):
+        _check_counts(responses, counts[start : start + _BASKET], start)
     features = table[:, : len(FEATURES)].astype(np.float64)
     _row_check(particles, ~np.isfinite(table.astype(np.float64)).all(1), "finite numbers")
     if table.shape[1] > len(FEATURES):
         pdg = _pdg_codes(particles, table[:, len(FEATURES)])
     else:
         pdg = nearest_species(features)
+        print(
+            f"{particles}: holds no PDG codes, so species were guessed from mass and charge: "
+            "every neutral kaon is taken for a K0S, every neutral antiparticle for its particle"
+        )
     photon_sum = table[:, columns[1]] if table.shape[1] == columns[2] else None
-    return _checked(particles, pdg, features, counts.astype(np.uint16), photon_sum)
+    return _checked(particles, pdg, features, counts.astype(np.uint16, copy=False), photon_sum)
+
+
+def _check_counts(path: Path, counts: NDArray[Any], start: int) -> None:
+    """``counts`` (N, 44, 44) are the responses from number ``start`` on."""
+    if not np.issubdtype(counts.dtype, np.integer):
+        _row_check(path, ~np.isfinite(counts).all((1, 2)), "finite photon counts", start)
+        _row_check(path, (counts != np.rint(counts)).any((1, 2)), "whole photon counts", start)
+    _row_check(path, counts.min((1, 2)) < 0, "photon counts of at least 0", start)
+    _row_check(path, counts.max((1, 2)) > _LARGEST, f"photon counts of at most {_LARGEST}", start)
 
 
 def _npz_array(path: Path) -> NDArray[Any]:
@@ -225,15 +217,7 @@ def _npz_array(path: Path) -> NDArray[Any]:
             array: NDArray[Any] = file["arr_0"]
     except FileNotFoundError:
         raise
-    except (
-        BadZipFile,
-        KeyError,
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise almost anything on broken bytes
         raise EventFileError(
             f"{path}: expected an npz file with one array of numbers, 'arr_0' ({error})"
         ) from error
@@ -245,8 +229,9 @@ def _npz_array(path: Path) -> NDArray[Any]:
 def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
     """(N,) PDG code of the species nearest in mass among those of the same charge.
 
-    Where a particle and its antiparticle are both neutral mass and charge cannot tell them apart;
-    then it is the particle. Charges that no species has give 0.
+    A guess: mass and charge cannot tell K0L from K0S, nor a neutral particle from its
+    antiparticle. Every neutral kaon becomes K0S (310), every neutral antiparticle the particle.
+    Charges that no species has give 0.
     """
     mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
     # particles before antiparticles, so that a tie goes to the particle
@@ -287,8 +272,7 @@ def _row_check(path: Path, bad: Any, expected: str, start: int = 0) -> None:
     if bad.any():
         row = start + int(bad.argmax())
         raise EventFileError(
-            f"{path}: row {row} (counted from 0; {int(bad.sum())} such rows in all): expected "
-            f"{expected}"
+            f"{path}: row {row} (counted from 0, the first such row): expected {expected}"
         )
 
 
@@ -309,8 +293,11 @@ def _checked(
         raise EventFileError(f"{path}: holds no responses")
     _row_check(path, ~np.isfinite(features).all(1), "finite features")
     events = Events.from_arrays(pdg, features, responses)
+    total = events.photon_sum
+    # a generated fibre holds at most all of a response's photons, and has to fit in 16 bits too
+    _row_check(path, total > _LARGEST, f"at most {_LARGEST} photons in all")
     if photon_sum is not None:
-        _row_check(path, events.photon_sum != photon_sum, "a photon sum equal to the response's")
+        _row_check(path, total != photon_sum, "a photon sum equal to the response's")
     return events
 
 
@@ -356,9 +343,17 @@ def _made_with(path: Path) -> str | None:
 
 
 def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
-    """Training, validation and test events of one subset: selected, capped, split; all seeded."""
-    events = select_subset(study_events(study), subset)
-    if subset in study.data.max_responses:
-        seed = derive_seed(study.seed, "thin", subset)
-        events = thin(events, study.data.max_responses[subset], seed)
-    return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
+    """Training, validation and test events of one subset: selected, capped, split; all seeded.
+
+    Raises :class:`EventFileError`, naming file and subset, where these are too few.
+    """
+    events = study_events(study)
+    try:
+        events = select_subset(events, subset)
+        if subset in study.data.max_responses:
+            seed = derive_seed(study.seed, "thin", subset)
+            events = thin(events, study.data.max_responses[subset], seed)
+        return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
+    except ValueError as error:
+        source = study.data.file or study.artifacts / "data.root"
+        raise EventFileError(f"{source}, subset {subset!r}: {error}") from error

@@ -34,7 +34,9 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     Returns
     -------
     A row for each subset and setup, a column for each term: ``bs`` in its own numbers, the other
-    setups in per cent of change against it (their own numbers where there is no ``bs``).
+    setups in per cent of change against it (their own numbers where there is no ``bs``). A term
+    that is 0 in a ``bs``, as the blocks between are for a single transform, has no such change and
+    is left out.
     """
     rows = {}
     for key, history in histories.items():
@@ -43,9 +45,12 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
         order = [term for term in history["term"].unique() if term != "loss"]
         rows[key] = terms[order].iloc[int(terms["loss"].argmin())]
     table = pd.DataFrame(rows).T.rename_axis(["subset", "setup"])
+    bases = table[table.index.get_level_values("setup") == "bs"]
+    table = table.loc[:, (bases != 0).all()]
     for subset, setup in table.index:
         if setup != "bs" and (subset, "bs") in table.index:
-            table.loc[(subset, setup)] = 100 * (rows[subset, setup] / rows[subset, "bs"] - 1)
+            own, base = (rows[subset, name][table.columns] for name in (setup, "bs"))
+            table.loc[(subset, setup)] = 100 * (own / base - 1)
     return table
 
 
@@ -105,8 +110,8 @@ def _learned(mae: pd.DataFrame) -> str:
     share = mae["teacher"] / mae["ignorant"]
     return (
         "**What the teacher learned.** Its MAE_cw, as a share of that of `ignorant`, which does "
-        f"not look at the particle: {_listed(share)}. At most half is the least to ask of a "
-        f"generator that knows where a particle's light falls; reached on "
+        f"not look at the particle: {_listed(share)}. At most {GOOD_SHARE:g} is the least to ask "
+        f"of a generator that knows where a particle's light falls; reached on "
         f"{_names(share.index[share <= GOOD_SHARE])}."
     )
 
@@ -149,10 +154,11 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
         for model in mae.columns
         if mae.loc[subset, model] < floors.loc[subset, "reference"]
     ]
+    reason = " (possible, since the flows are told the photon sum)" if below else ""
     return (
         "**How far from the floor.** The best flow's MAE_cw beside those of new simulations of "
         "the same particles, without and with the right photon sums (which the flows are told): "
-        f"{'; '.join(distances)}. Below `reference`, thanks to the photon sum: {_names(below)}."
+        f"{'; '.join(distances)}. Below `reference`: {_names(below)}{reason}."
     )
 
 
@@ -212,9 +218,16 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
             yield (
                 f"On {device}, {batch} at once: the student needs "
                 f"{times[device, 'student', batch]:.3g} ms a response, the teacher "
-                f"{times[device, 'teacher', batch]:.3g} ms, {ratios[batch]:.1f} times as long."
+                f"{times[device, 'teacher', batch]:.3g} ms, {ratios[batch]:.3g} times as long."
             )
         yield (
-            f"The student gains most at batch {ratios.idxmax()} ({ratios.max():.1f} times faster) "
-            f"and least at batch {ratios.idxmin()} ({ratios.min():.1f} times)."
+            f"Against the teacher the student does best at batch {ratios.idxmax()} "
+            f"({_pace(ratios.max())}) and worst at batch {ratios.idxmin()} ({_pace(ratios.min())})."
         )
+
+
+def _pace(ratio: float) -> str:
+    """The student's pace, from the teacher's time as a multiple of the student's."""
+    if ratio < 1:
+        return f"{1 / ratio:.3g} times slower"
+    return f"{ratio:.3g} times faster"

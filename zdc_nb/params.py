@@ -7,10 +7,11 @@ key; none has a default, so that a study file shows everything that it runs with
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, Self
 
 import numpy as np
 import yaml
@@ -48,6 +49,7 @@ SETUPS: tuple[Setup, ...] = ("bs", "bs+div", "bs+ch", "bs+ch+div")
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class ParameterError(ValueError):
@@ -61,8 +63,8 @@ class _Section(BaseModel):
 class PathParams(_Section):
     """Where results go; relative paths start at the project's root."""
 
-    artifacts: str = Field(description="data, checkpoints, samples (not kept in git)")
-    reports: str = Field(description="HTML, executed notebooks, tables, figures")
+    artifacts: Name = Field(description="data, checkpoints, samples (not kept in git)")
+    reports: Name = Field(description="HTML, executed notebooks, tables, figures")
 
 
 class DataParams(_Section):
@@ -111,7 +113,9 @@ class FlowParams(_Section):
 
     transforms: Positive = Field(description="autoregressive transforms")
     bins: Annotated[int, Field(gt=1)] = Field(description="bins of each rational-quadratic spline")
-    bound: PositiveFloat = Field(description="splines act on [-bound, bound]")
+    bound: PositiveFloat = Field(
+        description="splines act on [-bound, bound]; at least log((1 - alpha) / alpha)"
+    )
     hidden: Positive = Field(description="width of every hidden layer of a MADE")
     blocks: Annotated[int, Field(ge=0)] = Field(description="hidden layers after the first")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(description="after every hidden layer")
@@ -135,6 +139,14 @@ class _TrainingParams(_Section):
     )
     halve_after: list[Positive]
     gradient_clip: PositiveFloat = Field(description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _halve_after_is_read(self) -> Self:
+        if self.halve_after and self.schedule != "halve":
+            raise ValueError(
+                f"halve_after: expected [], the schedule {self.schedule} does not read it"
+            )
+        return self
 
     def epochs_for(self, subset: Subset) -> int:
         """Number of epochs for ``subset``."""
@@ -173,6 +185,12 @@ class SpeedParams(_Section):
     batches: list[Positive] = Field(min_length=1)
     runs: Positive = Field(description="timed runs of each; the median is reported")
 
+    @model_validator(mode="after")
+    def _batches_differ(self) -> SpeedParams:
+        if len(set(self.batches)) != len(self.batches):
+            raise ValueError(f"batches: expected each size once, got {self.batches}")
+        return self
+
 
 class Study(_Section):
     """A whole study, as read from one YAML file."""
@@ -208,6 +226,15 @@ class Study(_Section):
                 raise ValueError(f"{key}.epochs: no entry for {', '.join(missing)}")
         if 1e-3 * self.flow.bins >= 1:
             raise ValueError("flow.bins: expected fewer than 1000 bins")
+        # where a dark fibre lies in flow space; beyond the bound a spline is the identity, and
+        # nothing would be learned about most fibres
+        alpha = self.preprocessing.alpha
+        darkest = math.log((1 - alpha) / alpha)
+        if self.flow.bound < darkest:
+            raise ValueError(
+                f"flow.bound: expected at least {darkest:.6g}, which is log((1 - alpha) / alpha) "
+                f"with preprocessing.alpha = {alpha:g}, got {self.flow.bound:g}"
+            )
         return self
 
     @property

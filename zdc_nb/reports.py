@@ -19,6 +19,7 @@ from pathlib import Path
 import jinja2
 import nbformat
 import pandas as pd
+import torch
 from markupsafe import Markup
 from nbconvert.filters import markdown2html
 from pydantic import BaseModel
@@ -156,6 +157,7 @@ def build_index(study: Study, file: str | Path) -> Path:
         table2_published=_table2_layout(published_table(2)),
         speed=_speed_layout(speed),
         runs=study.evaluation.runs,
+        datasets=_dataset_rows(_read_table(study, "datasets")),
         left_out=_read_table(study, "reference_left_out").to_dict("records"),
         figures=list(_figures(study)),
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
@@ -171,9 +173,11 @@ def build_index(study: Study, file: str | Path) -> Path:
 
 
 def describe_failures(study: Study) -> str:
-    """What stopped each notebook that failed: its cell, its error, and where to look."""
-    failed = sorted((study.reports / "notebooks").glob("*.failed.ipynb"))
-    return "\n\n".join(_describe_failure(path, study) for path in failed)
+    """What stopped each of the study's notebooks that failed: cell, error, where to look."""
+    folder = study.reports / "notebooks"
+    # by name: what another selection of subsets and setups left behind is not this run's failure
+    failed = [folder / f"{name}.failed.ipynb" for name in notebook_names(study)]
+    return "\n\n".join(_describe_failure(path, study) for path in failed if path.is_file())
 
 
 def _describe_failure(path: Path, study: Study) -> str:
@@ -249,6 +253,15 @@ def _table2_layout(frame: pd.DataFrame) -> _Table:
     return _layout(named, "subset", SUBSETS, "column", list(named["column"].unique()))
 
 
+def _dataset_rows(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """Each data set with its responses and unique particles by part of the split."""
+    rows = []
+    for subset, part in frame.groupby("subset", sort=False):
+        sizes = zip(part["responses"], part["particles"], strict=True)
+        rows.append((str(subset), [f"{responses} ({unique})" for responses, unique in sizes]))
+    return rows
+
+
 def _speed_layout(frame: pd.DataFrame) -> _Table:
     """One block for each device, one row for each batch size."""
     ms = _numbers(frame, "device", "batch", "model", "ms_per_sample")
@@ -309,8 +322,10 @@ def _plain(value: object) -> str:
 
 
 def _machine() -> str:
+    """The machine that this runs on."""
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"
         f"Python {platform.python_version()}, torch {version('torch')}, zdc-nb {__version__}"
     )
 

@@ -6,8 +6,10 @@ light in 44 x 44 quartz fibres. What is kept of the physics is what the method l
 particle can light different places, showers are cut by the edge of the face, most particles that
 miss leave a few stray photons, and light is counted in Poisson numbers.
 
-Every number is a named constant with its origin. "Tuned" means: set so that the calibration
-table (:mod:`zdc_nb.calibration`) agrees with the published facts of the private set.
+Every number is a named constant. "Tuned" means: set so that the calibration table
+(:mod:`zdc_nb.calibration`) agrees with the published facts of the private set. "Chosen" means: a
+value of the parametrisation, of a plausible order and compared with no publication; so are those
+that name no origin.
 
 The frame: x to the right and y up when facing the calorimeter, z along the flight, to either
 side of the interaction point. Row 0 of a response is its top, column 0 its left. Units are m, GeV
@@ -64,18 +66,18 @@ IP_DISTANCE = 112.5
 """m, from the interaction point to the face (arXiv 2512.20346)."""
 
 PITCH = 0.0016
-"""m, between neighbouring fibres (ALICE ZDC design report, CERN/LHCC 99-5)."""
+"""m, between neighbouring fibres. Chosen: with 44 of them the face is 7.04 cm wide."""
 
 FACE = SHAPE[0] * PITCH
 """m, side of the square face: 44 fibres, 7.04 cm."""
 
 CROSSING_OFFSET = 0.011
-"""m, height of the face's centre above the spot where particles of py = 0 arrive: a net vertical
-half crossing angle of about 100 microrad over 112.5 m."""
+"""m, height of the face's centre above the spot where particles of py = 0 arrive. Chosen: a net
+vertical half crossing angle of the order of 100 microrad over 112.5 m."""
 
 DIPOLE_START, DIPOLE_END = 58.0, 68.0
-"""m, extent of the separation dipole D1 on the way (from memory of the LHC's layout at point 2;
-only whether a charged particle is born before or behind it matters)."""
+"""m, extent of the separation dipole D1 on the way. Chosen: of the order of where it stands; only
+whether a charged particle is born before or behind it matters."""
 
 CATCH = 0.012
 """m: a particle that misses the face by less still showers in the block's housing, and light
@@ -178,18 +180,18 @@ EM_YIELD = 0.55
 
 EM_RESOLUTION = (0.7, 0.03)
 """Stochastic (sqrt GeV) and constant relative fluctuation of that yield, without photon
-statistics; a little wider than a sampling calorimeter of this fibre density has."""
+statistics. Chosen."""
 
 HADRON_YIELD = 0.42
 """Photons per GeV of a hadronic shower, of which a part leaks: 0.4 for a contained neutron."""
 
 HADRON_RESOLUTION = (2.57, 0.103)
-"""The same for hadrons: 257%/sqrt(E) + 10.3% in quadrature, the order of what beam tests of the
-ZN gave (quoted from memory, not checked against the publication)."""
+"""The same for hadrons: 257%/sqrt(E) and 10.3% in quadrature. Chosen: a coarse hadron
+calorimeter."""
 
 DEPTH, TAIL_LENGTH = 8.5, 1.6
-"""Interaction lengths: the calorimeter's depth (ALICE, JINST 3 S08002), and how a hadronic shower
-fades behind its start."""
+"""Interaction lengths: the calorimeter's depth (chosen, about 8.5), and how a hadronic shower fades
+behind its start (chosen)."""
 
 EM_CORE = (0.0014, 0.15)
 EM_TAIL = (0.010, 0.25)
