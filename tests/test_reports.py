@@ -179,6 +179,7 @@ def test_sizes_and_caps_of_the_data_sets_are_told(study: Study, caps: dict[str, 
     assert ["n", "1000 (100)", "1001 (101)", "1002 (102)"] in rows
     assert ["all", "1012 (112)", "1013 (113)", "1014 (114)"] in rows
     text = " ".join(page.get_text().split())
+    assert "Caps, kept" in text
     assert f"all at {study.data.max_responses['all']} responses." in text
     whole = study.data.model_copy(update={"max_responses": caps})
     (uncapped,) = (
@@ -186,7 +187,7 @@ def test_sizes_and_caps_of_the_data_sets_are_told(study: Study, caps: dict[str, 
         for paragraph in read_page(study.model_copy(update={"data": whole})).select("p")
         if paragraph.get_text().startswith("The data.")
     )
-    assert "capped" not in uncapped
+    assert "Caps" not in uncapped
 
 
 def test_figures_that_there_are_are_shown(study: Study) -> None:

@@ -186,6 +186,13 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
         in text
     )
     assert "MAE_cw better on n, worse on none; WS better on none, worse on all" in text
+    high = base.assign(mean=base["mean"].where(base["model"] != "reference", 1e3))
+    everywhere = ablation_findings(
+        pd.concat([table[~table["model"].isin(base["model"])], high]),
+        pd.concat([high, informed]),
+        changes,
+    )
+    assert "Below `reference`: every flow on every subset (possible" in everywhere
 
 
 def test_findings_name_whom_ws_would_prefer_wrongly(table: pd.DataFrame) -> None:

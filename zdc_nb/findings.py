@@ -154,11 +154,12 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
         for model in mae.columns
         if mae.loc[subset, model] < floors.loc[subset, "reference"]
     ]
+    named = "every flow on every subset" if len(below) == mae.size else _names(below)
     reason = " (possible, since the flows are told the photon sum)" if below else ""
     return (
         "**How far from the floor.** The best flow's MAE_cw beside those of new simulations of "
         "the same particles, without and with the right photon sums (which the flows are told): "
-        f"{'; '.join(distances)}. Below `reference`: {_names(below)}{reason}."
+        f"{'; '.join(distances)}. Below `reference`: {named}{reason}."
     )
 
 
