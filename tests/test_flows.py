@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyro.distributions.transforms import ConditionalSplineAutoregressive as StockPyro
-from pyro.distributions.transforms import Permute
-from pyro.nn import ConditionalAutoRegressiveNN
 from scipy.integrate import simpson
 from scipy.stats import chi2, kstest
 
 from zdc_nb.flows import (
+    Passage,
     Student,
     Teacher,
     block_orders,
@@ -22,7 +22,7 @@ from zdc_nb.flows import (
     start_from_marginals,
     start_from_teacher,
 )
-from zdc_nb.made import Made, MaskedLinear, hidden_degrees
+from zdc_nb.made import TriangularLinear, hidden_degrees
 from zdc_nb.params import load_study
 from zdc_nb.splines import rational_quadratic_spline
 
@@ -33,13 +33,13 @@ CONTEXT = 3
 def flow(kind, dim=12, seed=0, **changes):
     """A flow with weights large enough that nothing is near the identity."""
     torch.manual_seed(seed)
-    settings = {"hidden": 20, "context_hidden": [8], **changes}
-    made = kind(dim, CONTEXT, PARAMS.model_copy(update=settings), seed=1)
+    update = {"hidden": 20, "context_hidden": [8], **changes}
+    made = kind(dim, CONTEXT, PARAMS.model_copy(update=update), seed=1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(0, 0.15)
     for module in made.modules():
-        if isinstance(module, MaskedLinear):
+        if isinstance(module, TriangularLinear):
             module.apply_mask()
     return made.eval()
 
@@ -52,14 +52,14 @@ def points(n, dim, seed=5):
 @pytest.mark.parametrize("hidden", [5, 12, 40])
 @pytest.mark.parametrize("kind", [Teacher, Student])
 def test_an_output_depends_on_earlier_dimensions_only(kind, hidden):
-    network = flow(kind, hidden=hidden).networks[0]
+    block = flow(kind, hidden=hidden).blocks[0]
     x, context = (t.abs() for t in points(1, 12))
-    for parameter in network.parameters():
+    for parameter in block.parameters():
         parameter.data.abs_()  # so that no unit is off, which would hide what it is connected to
     jacobian = torch.autograd.functional.jacobian(
-        lambda v: network.spline_parameters(v, context)[0], x
+        lambda v: block.fast(v.T, context, keep=True)[2][:, :, 0], x
     )[:, :, 0]
-    depends = jacobian.abs().amax(0) > 0  # (output dimension, input dimension)
+    depends = jacobian.abs().amax(1) > 0  # (output dimension, input dimension)
     assert not depends.triu().any()
     # and on all of them, up to the resolution that the width leaves
     degrees = hidden_degrees(12, hidden)
@@ -78,58 +78,58 @@ def test_every_output_depends_on_the_condition():
     assert (jacobian.abs().amax((0, 2, 3)) > 0).all()
 
 
-def stock_pyro(teacher: Teacher) -> Any:
-    """The teacher's weights in stock Pyro: its classes, its masks, its splines."""
-    transforms: list[Any] = []
-    for i, network in enumerate(teacher.networks):
-        bins, hidden = network.bins, network.layer("first").out_features
-        stock = ConditionalAutoRegressiveNN(
-            network.dim,
-            network.context,
-            [hidden] * len(network.hidden_names),
-            param_dims=[bins, bins, bins - 1],
-            permutation=torch.arange(network.dim),  # type: ignore[arg-type]
-        )
-        for layer, name in zip(stock.layers, (*network.hidden_names, "last"), strict=True):
-            layer.load_state_dict(
-                {**network.layer(name).state_dict(), "mask": layer.mask}, strict=True
-            )
-        if i > 0:
-            transforms.append(Permute(teacher.get_buffer(f"order_{i - 1}")))
-        transforms.append(
-            StockPyro(network.dim, stock, count_bins=bins, bound=PARAMS.bound, order="quadratic")
-        )
-    base = dist.Normal(torch.zeros(teacher.dim), torch.ones(teacher.dim)).to_event(1)
-    # our transforms run from data to latent space, a Pyro distribution's the other way
-    return dist.ConditionalTransformedDistribution(base, [t.inv for t in reversed(transforms)])
-
-
 @torch.no_grad()
 def test_forbidden_weights_stay_zero_when_loaded_or_trained():
-    layer = flow(Teacher).networks[0].layer("last")
-    assert not layer.weight[~layer.mask].any()
+    layer = flow(Teacher).networks[0].last
+    mask = layer.mask()
     full = {name: torch.ones_like(value) for name, value in layer.state_dict().items()}
     layer.load_state_dict(full)
-    torch.testing.assert_close(layer.weight, layer.mask.to(layer.weight))
+    torch.testing.assert_close(layer.dense(), mask.to(layer.weight))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
     for _ in range(3):
         with torch.enable_grad():
-            loss = layer(torch.randn(8, layer.in_features)).square().sum()
+            loss = layer(torch.randn(layer.in_features, 8)).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert not layer.weight[~layer.mask].any()
-    assert (layer.weight[layer.mask] != 1).all()
+    # the flat weights hold more than the mask allows, but nothing else than zeros there
+    assert layer.weight.count_nonzero() == mask.sum()
+    assert (layer.dense()[mask] != 1).all()
 
 
-def test_gradients_of_a_masked_layer_are_those_of_masked_weights():
-    layer = flow(Teacher).networks[0].layer("block_0").double()
-    x = torch.randn(5, layer.in_features, dtype=torch.float64, requires_grad=True)
-    leaves = [x, layer.weight, layer.bias]
-    ours = torch.autograd.grad(layer(x).square().sum(), leaves)
-    plain = torch.nn.functional.linear(x, layer.weight * layer.mask, layer.bias)
-    for got, expected in zip(ours, torch.autograd.grad(plain.square().sum(), leaves), strict=True):
-        torch.testing.assert_close(got, expected)
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    columns=st.lists(st.integers(0, 30), max_size=40),
+    cut=st.integers(1, 31),
+    samples=st.integers(1, 20),
+)
+def test_a_triangular_layer_is_a_masked_one(rows, columns, cut, samples):
+    rows, columns = np.sort(rows), np.sort(np.array(columns, dtype=np.int64))
+    layer = TriangularLinear(rows, columns, range(0, int(rows[-1]) + 1, cut)).double()
+    mask = torch.from_numpy(rows[:, None] >= columns)
+    weight = torch.randn(mask.shape, dtype=torch.float64, requires_grad=True)
+    layer.copy_dense(weight)
+    torch.testing.assert_close(layer.dense(), weight * mask)
+    x = torch.randn(len(columns), samples, dtype=torch.float64, requires_grad=True)
+    expected = (weight * mask) @ x + layer.bias[:, None]
+    got = layer(x)
+    torch.testing.assert_close(got, expected)
+    pull = torch.randn_like(expected)
+    ours = torch.autograd.grad(got, (x, layer.weight, layer.bias), pull)
+    theirs = torch.autograd.grad(expected, (x, weight, layer.bias), pull)
+    other = TriangularLinear(rows, columns, range(0, int(rows[-1]) + 1, cut)).double()
+    with torch.no_grad():
+        other.weight.copy_(ours[1])  # where a gradient lies is where its weight lies
+    for a, b in zip((ours[0], other.dense(), ours[2]), theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rows_of_two_panels_are_no_part():
+    layer = TriangularLinear(np.arange(9), np.arange(9), [0, 4])
+    assert layer.part(slice(5, 7), 3).shape == (2, 3)
+    with pytest.raises(IndexError, match="one panel"):
+        layer.part(slice(3, 5), 3)
 
 
 def test_several_inputs_share_a_condition():
@@ -142,10 +142,15 @@ def test_several_inputs_share_a_condition():
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])
-def test_log_density_is_stock_pyros(engine):
-    teacher = flow(Teacher, transforms=3, context_hidden=[], engine=engine, blocks=2)
+@pytest.mark.parametrize("hidden", [7, 20])  # below D too, as in the published configuration
+def test_log_density_is_stock_pyros(hidden, engine):
+    shape = {"transforms": 3, "context_hidden": [], "engine": engine, "blocks": 2}
+    teacher = flow(Teacher, hidden=hidden, **shape)
+    with torch.no_grad():
+        teacher.networks[0].location.normal_()
+        teacher.networks[0].scale.uniform_(0.5, 2)
     x, context = points(50, 12)
-    expected = stock_pyro(teacher).condition(context).log_prob(x)
+    expected = teacher.stock_pyro().condition(context).log_prob(x)
     torch.testing.assert_close(teacher.log_prob(x, context), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         teacher.distribution(context).log_prob(x), expected, rtol=1e-5, atol=1e-5
@@ -250,12 +255,12 @@ def test_student_inverts_teacher_when_both_have_the_same_constant_parameters():
                 for parameter in network.parameters():
                     parameter.zero_()
             bias = 0.5 * torch.randn(theirs.dim * theirs.outputs_per_dim)
-            theirs.layer("last").bias.copy_(bias)
-            mine.layer("last").bias.copy_(bias)
+            theirs.last.bias.copy_(bias)
+            mine.last.bias.copy_(bias)
     x, context = points(100, 12)
     x = x.clamp(-13.9, 13.9)
-    there = teacher.passage(x, context)
-    back = student.passage(there.latent, context)
+    there = teacher.passage(x, context, keep=True)
+    back = student.passage(there.latent, context, keep=True)
     torch.testing.assert_close(back.data, x, rtol=0, atol=1e-4)
     for ours, theirs in zip(back.ends, there.ends, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
@@ -264,13 +269,15 @@ def test_student_inverts_teacher_when_both_have_the_same_constant_parameters():
     torch.testing.assert_close(back.log_derivative, -there.log_derivative, rtol=1e-4, atol=1e-3)
 
 
-def test_students_exact_likelihood_is_that_of_its_samples():
-    student = flow(Student, dim=9).double()
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_students_exact_likelihood_is_that_of_its_samples(engine):
+    student = flow(Student, dim=9, engine=engine).double()
     z, context = (t.double() for t in points(20, 9))
     passage = student.passage(z, context)
     expected = torch.distributions.Normal(0, 1).log_prob(z).sum(-1) - passage.log_derivative
-    got = student.distribution(context).log_prob(passage.data.detach().clone())
-    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-6)
+    data = passage.data.detach().clone()
+    for got in (student.log_prob(data, context), student.distribution(context).log_prob(data)):
+        torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-6)
 
 
 def test_orders_are_permutations_reversed_and_random_in_turn():
@@ -311,6 +318,145 @@ def test_starting_from_marginals_begins_near_independent_fibres():
 
 
 def test_dropout_is_refused_in_a_sequential_inversion():
-    network = Made(6, CONTEXT, 8, 10, 1, dropout=0.5).train()
+    teacher = flow(Teacher, dropout=0.5).train()
     with pytest.raises(RuntimeError, match="evaluation mode"):
-        network.solve(torch.zeros(2, CONTEXT), lambda _, p: p[:, 0])
+        teacher.sample(torch.zeros(2, CONTEXT), torch.Generator())
+
+
+# --- The fused passes against the plain ones ---
+
+
+def pair(kind, dim, seed, **changes):
+    """The same flow with both engines, in panels narrower than its dimensions."""
+    fused = flow(kind, dim, seed, **changes)
+    plain = flow(kind, dim, seed, engine="reference", **changes)
+    plain.load_state_dict(fused.state_dict())
+    return fused, plain
+
+
+SHAPES = {
+    "dim": st.sampled_from([1, 2, 17, 63, 64, 65, 150, 300]),
+    "hidden": st.sampled_from([2, 5, 64, 170]),
+    "blocks": st.integers(0, 3),
+    "transforms": st.integers(1, 2),
+    "bins": st.integers(2, 9),
+    "context_hidden": st.sampled_from([[], [4], [6, 3]]),
+}
+
+
+@pytest.mark.parametrize("kind", [Teacher, Student])
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**31), shape=st.fixed_dictionaries(SHAPES))
+def test_a_fused_pass_is_the_plain_one(kind, n, seed, shape):
+    fused, plain = (model.double() for model in pair(kind, seed=seed, **shape))
+    x, context = (t.double() for t in points(2 * n, shape["dim"], seed))
+    other = torch.randn(
+        shape["dim"], 3 * shape["bins"] - 1, 3 * n, dtype=torch.float64, requires_grad=True
+    )
+    results = []
+    for model in (fused, plain):
+        leaf = x.clone().requires_grad_()
+        # two inputs a condition; half of the samples are matched with a part of another pass's
+        half = context[:n] if kind is Student else context
+        fixed = Passage([x[:n].T], x[:n, 0], [other] * shape["transforms"], [])
+        wanted = (fixed, n) if kind is Student else None
+        passage = model.passage(leaf, half, keep=True, match=wanted)
+        values = [*passage.ends, passage.log_derivative, *passage.parameters, *passage.distances]
+        generator = torch.Generator().manual_seed(0)
+        loss = sum(
+            (v * torch.randn(v.shape, generator=generator, dtype=v.dtype)).sum() for v in values
+        )
+        leaves = [leaf, *model.parameters(), *([other] if wanted else [])]
+        gradients: Any = torch.autograd.grad(loss, leaves, allow_unused=True)
+        results.append([*values, *(torch.zeros(()) if g is None else g for g in gradients)])
+    for ours, theirs in zip(*results, strict=True):
+        scale = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7 * (1 + scale))
+
+
+@pytest.mark.parametrize("kind", [Teacher, Student])
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**31), shape=st.fixed_dictionaries(SHAPES))
+def test_the_fused_inversion_is_the_plain_one(kind, n, seed, shape):
+    shape["dim"] = min(shape["dim"], 70)  # the plain one costs as many passes
+    fused, plain = (model.double() for model in pair(kind, seed=seed, **shape))
+    x, context = (t.double() for t in points(n, shape["dim"], seed))
+    x[0, 0] = 14.0 + 1e-3  # a tail
+    for ours, theirs in zip(
+        fused._backwards(x.T.contiguous(), context),
+        plain._backwards(x.T.contiguous(), context),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Teacher, Student])
+@pytest.mark.parametrize("hidden", [100, 700])  # below and above D
+@torch.no_grad()
+def test_single_precision_is_exact_enough(kind, hidden):
+    # of the published depth and of torch's own initial weights, on the whole domain
+    torch.manual_seed(1)
+    dim = 500
+    params = PARAMS.model_copy(
+        update={"hidden": hidden, "blocks": 2, "transforms": 2, "context_hidden": []}
+    )
+    model = kind(dim, CONTEXT, params, seed=1).eval()
+    x = torch.linspace(-16, 16, 40 * dim)[torch.randperm(40 * dim)].view(40, dim)
+    context = torch.randn(40, CONTEXT)
+    passage = model.passage(x, context)
+    there = passage.ends[-1 if kind is Teacher else 0]
+    back, logs = model._backwards(there, context)
+    assert float((back.T - x).abs().max()) <= 1e-4
+    torch.testing.assert_close(logs, -passage.log_derivative, rtol=1e-3, atol=1e-2)
+    # log-densities within 1e-3 relative of the reference
+    double = kind(dim, CONTEXT, params.model_copy(update={"engine": "reference"}), seed=1).eval()
+    double.load_state_dict(model.state_dict())
+    exact = double.double().passage(x.double(), context.double())
+    torch.testing.assert_close(
+        passage.log_derivative.double(), exact.log_derivative, rtol=1e-3, atol=1e-3
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["first", "last"])
+def test_an_inversion_hides_no_nan(layer):
+    teacher = flow(Teacher)
+    teacher.networks[0].get_submodule(layer).bias[0] = torch.nan
+    x = teacher.sample(torch.zeros(3, CONTEXT), torch.Generator())
+    assert x.isnan().any(1).all()
+
+
+@torch.no_grad()
+def test_rounded_products_stay_near():
+    exact, rounded = flow(Student, dim=150, hidden=90), flow(Student, dim=150, hidden=90)
+    for network in rounded.networks:
+        network.precision = "bfloat16"
+    z, context = points(50, 150)
+    a, b = exact.passage(z, context, keep=True), rounded.passage(z, context, keep=True)
+    assert b.parameters[0].dtype == torch.bfloat16
+    assert b.data.dtype == torch.float32
+    # 8 bits of mantissa
+    error = (a.parameters[-1] - b.parameters[-1].float()).abs().max() / a.parameters[-1].abs().max()
+    assert 1e-4 < float(error) < 2e-2
+    # rounded weights follow the weights
+    for network in rounded.networks:
+        network.last.weight.mul_(2)
+    c = rounded.passage(z, context, keep=True)
+    assert float((c.parameters[-1] - b.parameters[-1]).abs().max()) > 0.1
+
+
+def test_rounded_gradients_point_the_same_way():
+    exact, rounded = flow(Teacher, dim=150, hidden=90), flow(Teacher, dim=150, hidden=90)
+    with torch.no_grad():
+        for parameter in (*exact.parameters(), *rounded.parameters()):
+            parameter.mul_(0.3)  # larger ones make for chaos that no rounding survives
+    for network in rounded.networks:
+        network.precision = "bfloat16"
+    x, context = points(50, 150)
+
+    def gradient(model: Teacher) -> torch.Tensor:
+        loss = model.log_prob(x / 3, context).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    cosine = torch.nn.functional.cosine_similarity(gradient(exact), gradient(rounded), dim=0)
+    assert float(cosine) > 0.99

@@ -82,6 +82,10 @@ def test_constraints_hold_every_direct_dependency() -> None:
     assert constraints().items() >= direct.items()
 
 
+OPTIONAL = {"triton"}
+"""Imported where it is installed: torch brings it with CUDA."""
+
+
 def third_party(paths: list[Path]) -> set[str]:
     """Distributions that these Python files import."""
     modules = set()
@@ -92,7 +96,7 @@ def third_party(paths: list[Path]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.split(".")[0])
     provided = packages_distributions()
-    outside = modules - sys.stdlib_module_names - {"zdc_nb"}
+    outside = modules - sys.stdlib_module_names - OPTIONAL - {"zdc_nb"}
     return {canonicalize_name(provided[module][0]) for module in outside}
 
 

@@ -177,3 +177,45 @@ def test_extreme_parameters_stay_finite():
     gradients = torch.autograd.grad(y.sum() + logs.sum(), leaves)
     for result in (y, logs, *gradients):
         assert torch.isfinite(result).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 4),
+    width=st.integers(1, 70),
+    bins=st.integers(2, 12),
+    inverse=st.booleans(),
+    spread=st.floats(0, 8),
+    seed=st.integers(0, 2**31),
+)
+def test_the_fused_spline_is_the_plain_one(rows, width, bins, inverse, spread, seed):
+    # widths below, at and between whole vectors; splines that are nearly steps
+    x, parameters = case(rows, width, bins, torch.float64, spread, seed)
+    weights, _ = case(2 * rows, width, bins, torch.float64, seed=seed + 1)
+    results = []
+    for engine in ENGINES:
+        leaves = x.clone().requires_grad_(), parameters.clone().requires_grad_()
+        y, logs = rational_quadratic_spline(*leaves, BOUND, inverse=inverse, engine=engine)
+        loss = (weights[:rows] * y + weights[rows:] * logs).sum()
+        results.append((y, logs, *torch.autograd.grad(loss, leaves)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    width=st.integers(1, 70), inverse=st.booleans(), spread=st.floats(0, 3), seed=st.integers(0, 99)
+)
+def test_rounded_parameters_are_read_and_written_as_torch_does(width, inverse, spread, seed):
+    x, parameters = case(2, width, 8, torch.float32, spread, seed)
+    rounded = parameters.to(torch.bfloat16)
+    results = []
+    for table in (rounded, rounded.float()):
+        leaves = x.clone().requires_grad_(), table.requires_grad_()
+        y, logs = rational_quadratic_spline(*leaves, BOUND, inverse=inverse)
+        results.append((y, logs, *torch.autograd.grad((y + logs).sum(), leaves)))
+    (*exact, gradient), (*expected, wide) = results
+    for ours, theirs in zip(exact, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, wide.to(torch.bfloat16))

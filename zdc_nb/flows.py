@@ -12,6 +12,7 @@ so every block sees its dimensions in its own autoregressive order.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,13 @@ import torch
 from pyro.distributions.transforms import ConditionalSplineAutoregressive as PyroConditional
 from pyro.distributions.transforms import Permute
 from pyro.distributions.transforms import SplineAutoregressive as PyroSplineAutoregressive
+from pyro.nn import ConditionalAutoRegressiveNN
+from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
 
 from zdc_nb.made import Made
 from zdc_nb.params import FlowParams
+from zdc_nb.passes import Match, forward_pass, invert
 from zdc_nb.splines import IDENTITY_DERIVATIVE, MIN_FRACTION, rational_quadratic_spline
 
 __all__ = [
@@ -54,47 +58,31 @@ class SplineAutoregressive(PyroSplineAutoregressive):
         self._owner = (owner,)  # in a tuple: not to be registered as a submodule
         self._context = context
 
-    def parameters_at(self, inputs: Tensor) -> Tensor:
-        """(R * N, 3K - 1, D) spline parameters for ``inputs`` (R * N, D) and N conditions."""
-        return self._owner[0].network.spline_parameters(inputs, self._context)
-
-    def _context_of(self, inputs: Tensor) -> Tensor:
-        """The context (prod(...), C) of each row of inputs (..., D)."""
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (..., D) as (D, N), and the context (N, C) of each column."""
         width = self._context.shape[-1]
-        return self._context.expand(*inputs.shape[:-1], width).reshape(-1, width)
-
-    def apply_spline(self, inputs: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and elementwise log-derivatives in the fast direction."""
-        owner = self._owner[0]
-        return rational_quadratic_spline(
-            inputs, parameters, owner.bound, inverse=owner.inverse_spline, engine=owner.engine
-        )
+        context = self._context.expand(*x.shape[:-1], width).reshape(-1, width)
+        return x.reshape(-1, x.shape[-1]).T.contiguous(), context
 
     def _call(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        parameters = self._owner[0].network.spline_parameters(rows, self._context_of(x))
-        y, log_derivative = self.apply_spline(rows, parameters)
-        self._cache_log_detJ = log_derivative.view_as(x)
-        return y.view_as(x)
+        columns, context = self._rows(x)
+        y, self._cache_log_detJ, _, _ = self._owner[0].fast(columns, context)
+        self._cache_log_detJ = self._cache_log_detJ.view(x.shape[:-1])
+        return y.T.reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        owner = self._owner[0]
-        rows = y.reshape(-1, y.shape[-1])
-        log_derivative = torch.empty_like(rows)
+        columns, context = self._rows(y)
+        x, log_derivative = self._owner[0].slow(columns, context)
+        self._cache_log_detJ = -log_derivative.view(y.shape[:-1])
+        return x.T.reshape(y.shape)
 
-        def step(here: slice, parameters: Tensor) -> Tensor:
-            x, log_derivative[:, here] = rational_quadratic_spline(
-                rows[:, here],
-                parameters,
-                owner.bound,
-                inverse=not owner.inverse_spline,
-                engine=owner.engine,
-            )
-            return x
-
-        x = owner.network.solve(self._context_of(y), step)
-        self._cache_log_detJ = -log_derivative.view_as(y)
-        return x.view_as(y)
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """(...,) logarithm of the Jacobian determinant from x to y, both (..., D)."""
+        known: Any = self._cached_x_y
+        if x is not known[0] or y is not known[1]:
+            self(x)
+        log_derivative: Tensor = self._cache_log_detJ
+        return log_derivative
 
 
 class ConditionalSplineAutoregressive(PyroConditional):
@@ -122,6 +110,55 @@ class ConditionalSplineAutoregressive(PyroConditional):
         assert isinstance(self.nn, Made)
         return self.nn
 
+    def fast(
+        self, inputs: Tensor, context: Tensor, *, keep: bool = False, match: Match | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The fast pass of inputs (D, R * N), see :func:`zdc_nb.passes.forward_pass`."""
+        if self.engine == "fused":
+            return forward_pass(
+                self.network,
+                inputs,
+                context,
+                self.bound,
+                inverse=self.inverse_spline,
+                keep=keep,
+                match=match,
+            )
+        parameters = self.network.spline_parameters(inputs.T, context)
+        outputs, logs = rational_quadratic_spline(
+            inputs.T, parameters, self.bound, inverse=self.inverse_spline, engine=self.engine
+        )
+        distance = None
+        if match is not None:
+            theirs = match.parameters[..., match.first : match.first + match.samples]
+            ours = parameters[: match.samples].permute(2, 1, 0)
+            distance = (ours - theirs).square().mean((0, 1))
+        kept = parameters.permute(2, 1, 0) if keep else None
+        return outputs.T, logs.sum(1), kept, distance
+
+    @torch.no_grad()
+    def slow(self, outputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The inversion of :meth:`fast`: inputs (D, N) of outputs (D, N), and their log (N,).
+
+        Exact; with the fused engine at the cost of one pass, with the reference engine of D.
+        """
+        if self.engine == "fused":
+            return invert(self.network, outputs, context, self.bound, inverse=self.inverse_spline)
+        log_derivative = torch.zeros_like(outputs[0])
+
+        def step(here: slice, parameters: Tensor) -> Tensor:
+            x, logs = rational_quadratic_spline(
+                outputs[here].T,
+                parameters,
+                self.bound,
+                inverse=not self.inverse_spline,
+                engine=self.engine,
+            )
+            log_derivative.add_(logs.sum(1))
+            return x
+
+        return self.network.solve(context, step).T, log_derivative
+
     def condition(self, context: Tensor) -> SplineAutoregressive:
         """The transform for conditions (N, C) or (C,)."""
         return SplineAutoregressive(self, context)
@@ -131,38 +168,36 @@ class ConditionalSplineAutoregressive(PyroConditional):
 class Passage:
     """What one fast pass through a flow leaves behind, in the order of the teacher's blocks.
 
+    Tensors are (dimensions, samples), as the compiled core has them.
+
     Attributes
     ----------
     ends
-        B + 1 tensors (N, D): the teacher's x_0 (data) to x_B (latent) or the student's y_0 to
+        B + 1 tensors (D, N): the teacher's x_0 (data) to x_B (latent) or the student's y_0 to
         y_B. Entry i > 0 is in block i's order of dimensions, entry 0 in block 1's.
-    parameters
-        B tensors (N, 3K - 1, D), entry i - 1 made by block i.
     log_derivative
         (N,) logarithm of the Jacobian determinant of the pass.
+    parameters
+        B tensors (D, 3K - 1, N), entry i - 1 made by block i; empty unless asked for.
+    distances
+        B tensors (M,): mean squared difference of the parameters of each of the first M samples
+        to those of another passage; empty unless asked for.
     """
 
     ends: list[Tensor]
-    parameters: list[Tensor]
     log_derivative: Tensor
-
-    def rows(self, rows: slice) -> Passage:
-        """What belongs to some of the samples."""
-        return Passage(
-            [end[rows] for end in self.ends],
-            [parameters[rows] for parameters in self.parameters],
-            self.log_derivative[rows],
-        )
+    parameters: list[Tensor]
+    distances: list[Tensor]
 
     @property
     def data(self) -> Tensor:
         """(N, D) the data end."""
-        return self.ends[0]
+        return self.ends[0].T
 
     @property
     def latent(self) -> Tensor:
         """(N, D) the latent end."""
-        return self.ends[-1]
+        return self.ends[-1].T
 
 
 def block_orders(dim: int, transforms: int, seed: int) -> list[Tensor]:
@@ -203,6 +238,7 @@ class Flow(nn.Module):
                     params.blocks,
                     params.dropout,
                     params.context_hidden,
+                    params.precision,
                 ),
                 params.bound,
                 params.engine,
@@ -216,7 +252,11 @@ class Flow(nn.Module):
     @property
     def networks(self) -> list[Made]:
         """The MADE of each block, the teacher's first block (next to the data) first."""
-        return [block.network for block in self.blocks]  # type: ignore[misc]
+        return [block.network for block in self._typed_blocks]
+
+    @property
+    def _typed_blocks(self) -> list[ConditionalSplineAutoregressive]:
+        return list(self.blocks)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -231,8 +271,17 @@ class Flow(nn.Module):
         zero = torch.zeros(n, self.dim, device=self.device)
         return dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1)
 
+    def _between(self, i: int, x: Tensor, back: bool = False) -> Tensor:
+        """x (D, N) from block i's order of dimensions to block i + 1's, or back."""
+        order = self.get_buffer(f"order_{i}")
+        return x.index_select(0, order.argsort() if back else order)
+
     def _towards_data(self) -> list[Any]:
         """The Pyro transforms from latent space to data."""
+        raise NotImplementedError
+
+    def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert :meth:`passage`: the other end (D, N) and the log-derivative (N,) of that."""
         raise NotImplementedError
 
     def distribution(self, context: Tensor) -> Any:
@@ -259,34 +308,91 @@ class Teacher(Flow):
                 transforms.append(self._permutation(i - 1).inv)
         return transforms
 
-    def passage(self, x: Tensor, context: Tensor) -> Passage:
-        """The fast pass from data x (N, D) to latent space, with all that lies between."""
-        ends, parameters = [x], []
+    def passage(
+        self,
+        x: Tensor,
+        context: Tensor,
+        *,
+        keep: bool = False,
+        match: tuple[Passage, int] | None = None,
+    ) -> Passage:
+        """The fast pass from data x (N, D) to latent space, with all that lies between.
+
+        With ``keep`` it holds the spline parameters. ``match`` is a passage to compare these
+        with, and the sample of it that belongs to the first one here.
+        """
+        ends, parameters, distances = [x.T.contiguous()], [], []
         log_derivative = x.new_zeros(len(x))
-        for i, block in enumerate(self.blocks):
-            transform = block.condition(context)  # type: ignore[operator]
-            inputs = ends[-1] if i == 0 else self._permutation(i - 1)(ends[-1])
-            parameters.append(transform.parameters_at(inputs))
-            outputs, logs = transform.apply_spline(inputs, parameters[-1])
+        for i, block in enumerate(self._typed_blocks):
+            inputs = ends[-1] if i == 0 else self._between(i - 1, ends[-1])
+            outputs, logs, kept, distance = block.fast(
+                inputs, context, keep=keep, match=_match(match, i, len(x))
+            )
             ends.append(outputs)
-            log_derivative = log_derivative + logs.sum(-1)
-        return Passage(ends, parameters, log_derivative)
+            parameters += [] if kept is None else [kept]
+            distances += [] if distance is None else [distance]
+            log_derivative = log_derivative + logs
+        return Passage(ends, log_derivative, parameters, distances)
 
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """(N,) log p(x | c) in nats; the same as ``distribution(context).log_prob(x)``."""
         passage = self.passage(x, context)
-        base: Tensor = self._base(len(x)).log_prob(passage.latent)
-        return base + passage.log_derivative
+        return _log_normal(passage.ends[-1]) + passage.log_derivative
+
+    def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        log_derivative = ends.new_zeros(ends.shape[1])
+        for i in reversed(range(len(self.blocks))):
+            ends, logs = self._typed_blocks[i].slow(ends, context)
+            log_derivative += logs
+            if i > 0:
+                ends = self._between(i - 1, ends, back=True)
+        return ends, log_derivative
 
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
-        x = _standard_normal(len(context), self.dim, generator, self.device)
-        for i in reversed(range(len(self.blocks))):
-            x = self.blocks[i].condition(context)._inverse(x)  # type: ignore[operator]
+        z = _standard_normal(context, self.dim, generator)
+        return self._backwards(z.T.contiguous(), context)[0].T.contiguous()
+
+    def stock_pyro(self) -> Any:
+        """The same flow in stock Pyro: its classes, its slow loops, this flow's weights.
+
+        For comparison, and for whoever wants to go on with Pyro alone. Returns a conditional
+        distribution of responses in flow space. Raises ``ValueError`` where there is a context
+        network, which Pyro's class has not.
+        """
+        transforms: list[Any] = []
+        for i, network in enumerate(self.networks):
+            if network.context_network is not None:
+                raise ValueError("stock Pyro has no context network: set context_hidden to []")
+            sizes = [network.bins, network.bins, network.bins - 1]
+            weights = network.dense_weights()
+            # widths below D are refused there, but its layers take any mask
+            hidden = [max(network.dim, len(network.degrees))] * len(network.hidden_layers)
+            identity: Any = torch.arange(network.dim)
+            stock = ConditionalAutoRegressiveNN(
+                network.dim, network.context, hidden, sizes, identity
+            )
+            stock.layers = nn.ModuleList()
+            for weight, bias, mask in weights:
+                layer = MaskedLinear(weight.shape[1], weight.shape[0], mask)
+                layer.load_state_dict({"weight": weight, "bias": bias, "mask": mask})
+                stock.layers.append(layer)
             if i > 0:
-                x = self._permutation(i - 1).inv(x)
-        return x
+                transforms.append(self._permutation(i - 1))
+            transforms.append(
+                PyroConditional(
+                    network.dim,
+                    stock.to(self.device),
+                    count_bins=network.bins,
+                    bound=self._typed_blocks[i].bound,
+                    order="quadratic",
+                )
+            )
+        # these run from data to latent space, a Pyro distribution's the other way
+        zero = torch.zeros(self.dim, device=self.device)
+        base = dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+        return dist.ConditionalTransformedDistribution(base, [t.inv for t in reversed(transforms)])
 
 
 class Student(Flow):
@@ -302,34 +408,73 @@ class Student(Flow):
                 transforms.append(self._permutation(i - 1).inv)
         return transforms
 
-    def passage(self, z: Tensor, context: Tensor) -> Passage:
+    def passage(
+        self,
+        z: Tensor,
+        context: Tensor,
+        *,
+        keep: bool = False,
+        match: tuple[Passage, int] | None = None,
+    ) -> Passage:
         """The fast pass from latent z (R * N, D) to data, with all that lies between.
 
-        Row i belongs to condition i modulo N of ``context`` (N, C).
+        Row i belongs to condition i modulo N of ``context`` (N, C). ``keep`` and ``match`` as in
+        :meth:`Teacher.passage`; compared are as many samples as the other passage has.
         """
-        ends, parameters = [z], []
+        ends, parameters, distances = [z.T.contiguous()], [], []
         log_derivative = z.new_zeros(len(z))
-        inputs = z
+        inputs = ends[0]
         for i in reversed(range(len(self.blocks))):
-            transform = self.blocks[i].condition(context)  # type: ignore[operator]
-            parameters.append(transform.parameters_at(inputs))
-            outputs, logs = transform.apply_spline(inputs, parameters[-1])
-            log_derivative = log_derivative + logs.sum(-1)
+            samples = len(z) if match is None else match[0].ends[0].shape[1]
+            outputs, logs, kept, distance = self._typed_blocks[i].fast(
+                inputs, context, keep=keep, match=_match(match, i, samples)
+            )
+            log_derivative = log_derivative + logs
             # kept in the teacher's frame: x_i is block i's output, before the permutation
-            inputs = self._permutation(i - 1).inv(outputs) if i > 0 else outputs
+            inputs = self._between(i - 1, outputs, back=True) if i > 0 else outputs
             ends.append(inputs)
-        return Passage(ends[::-1], parameters[::-1], log_derivative)
+            parameters += [] if kept is None else [kept]
+            distances += [] if distance is None else [distance]
+        return Passage(ends[::-1], log_derivative, parameters[::-1], distances[::-1])
 
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
-        z = _standard_normal(len(context), self.dim, generator, self.device)
-        return self.passage(z, context).data
+        z = _standard_normal(context, self.dim, generator)
+        return self.passage(z, context).data.contiguous()
+
+    def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        log_derivative = ends.new_zeros(ends.shape[1])
+        for i, block in enumerate(self._typed_blocks):
+            if i > 0:
+                ends = self._between(i - 1, ends)
+            ends, logs = block.slow(ends, context)
+            log_derivative += logs
+        return ends, log_derivative
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """(N,) exact log p(x | c) in nats, without gradients, at the cost of one pass.
+
+        With ``precision: bfloat16`` it is the likelihood of the unrounded network.
+        """
+        z, log_derivative = self._backwards(x.T.contiguous(), context)
+        return _log_normal(z) + log_derivative
 
 
-def _standard_normal(n: int, dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def _match(match: tuple[Passage, int] | None, block: int, samples: int) -> Match | None:
+    return None if match is None else Match(match[0].parameters[block], match[1], samples)
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """(N,) log-density of z (D, N) under independent standard normals."""
+    return -0.5 * (z.square().sum(0) + len(z) * math.log(2 * math.pi))
+
+
+def _standard_normal(context: Tensor, dim: int, generator: torch.Generator) -> Tensor:
     # drawn where the generator lives, so that a seed means the same on every device
-    return torch.randn(n, dim, generator=generator, device=generator.device).to(device)
+    z = torch.randn(len(context), dim, generator=generator, device=generator.device)
+    return z.to(context)
 
 
 def marginal_parameters(x: Tensor, bins: int, bound: float) -> Tensor:
@@ -368,7 +513,7 @@ def start_from_marginals(teacher: Teacher, x: Tensor, bound: float) -> None:
     begin at the identity, so that training starts where independent fibres would end.
     """
     for i, network in enumerate(teacher.networks):
-        last = network.layer("last")
+        last = network.last
         last.weight.mul_(0.1)
         if i == 0:
             start = marginal_parameters(x, network.bins, bound)
@@ -377,7 +522,7 @@ def start_from_marginals(teacher: Teacher, x: Tensor, bound: float) -> None:
         else:
             start = torch.zeros(network.outputs_per_dim, network.dim)
             start[2 * network.bins :] = IDENTITY_DERIVATIVE
-        last.bias.copy_(start.flatten())
+        last.bias.copy_(start.T.flatten())
 
 
 @torch.no_grad()
@@ -392,6 +537,6 @@ def start_from_teacher(student: Student, teacher: Teacher, *, everything: bool) 
     if not everything:
         return
     for mine, theirs in zip(student.networks, teacher.networks, strict=True):
-        mine.layer("last").load_state_dict(theirs.layer("last").state_dict())
+        mine.last.load_state_dict(theirs.last.state_dict())
         if mine.context_network is not None and theirs.context_network is not None:
             mine.context_network.load_state_dict(theirs.context_network.state_dict())

@@ -1,8 +1,18 @@
-"""The masked network that makes a flow autoregressive (Germain et al. 2015, arXiv:1502.03509)."""
+"""The masked network that makes a flow autoregressive (Germain et al. 2015, arXiv:1502.03509).
+
+Units are sorted by degree, so that every weight matrix is block lower-triangular. Only its lower
+triangle is stored and multiplied, in panels of rows: the rows of a panel see the columns up to the
+panel's highest degree. A dense product with a mask would do twice the work and hold twice the
+weights, gradients and optimiser states.
+
+Inside the package activations are (features, N), samples last: a panel's inputs and outputs are
+then contiguous rows, and neighbouring samples fill a vector register in the splines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Made", "MaskedLinear", "hidden_degrees"]
+__all__ = ["Made", "TriangularLinear", "hidden_degrees"]
+
+PANEL = 64
+"""Dimensions of a panel of the output layer and of the inversion, if not told otherwise."""
+
+# Hidden layers are small: with panels as narrow, products would be too thin to be fast.
+_HIDDEN_PANELS = 4
 
 
 def hidden_degrees(dim: int, hidden: int) -> NDArray[np.int64]:
@@ -25,64 +41,169 @@ def hidden_degrees(dim: int, hidden: int) -> NDArray[np.int64]:
     return np.round(np.linspace(0, dim - 1, hidden)).astype(np.int64)
 
 
-class MaskedLinear(nn.Linear):
-    """A linear layer some of whose weights are zero for good.
+@dataclass(frozen=True)
+class _Panel:
+    """Rows that are multiplied together, with all columns that any of them sees."""
 
-    The mask is not applied in a pass: the forbidden weights are zero from the start, also after
-    loading, and their gradients are set to zero, so that no optimiser moves them. Whoever writes
-    to the weights directly calls :meth:`apply_mask`.
+    rows: slice
+    columns: int
+    start: int
+    """Where its weights begin in the layer's flat parameter."""
+    shared: int
+    """The first so many columns are seen by all rows; in the others some weights are zero."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The panel's (rows, columns) of a layer's flat weights, a view."""
+        rows, columns = self.shape
+        return flat[self.start : self.start + rows * columns].view(rows, columns)
+
+
+class TriangularLinear(nn.Module):
+    """A linear layer in which row i sees column j where ``rows[i] >= columns[j]``.
+
+    The weights are one flat parameter, panel after panel. Within a panel a few weights lie above
+    the diagonal: they are zero from the start, also after loading, and so are their gradients,
+    so that no optimiser moves them. Whoever writes to the weights calls :meth:`apply_mask`.
 
     Parameters
     ----------
-    mask
-        (outputs, inputs) bool, which weights are allowed.
+    rows, columns
+        sorted degrees of the outputs and the inputs.
+    cuts
+        ascending degrees at which panels begin; the first is 0.
     """
 
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
+    def __init__(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], cuts: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = len(columns), len(rows)
+        self._row_degrees, self._column_degrees = rows, columns
+        self.panels: list[_Panel] = []
+        start = 0
+        for low, high in pairwise((*cuts, int(rows[-1]) + 1)):
+            first, stop = (int(i) for i in np.searchsorted(rows, (low, high)))
+            if first == stop:
+                continue
+            shared, seen = (
+                int(i) for i in np.searchsorted(columns, rows[[first, stop - 1]], side="right")
+            )
+            self.panels.append(_Panel(slice(first, stop), seen, start, shared))
+            start += (stop - first) * seen
+        for i, panel in enumerate(self.panels):
+            edge = rows[panel.rows, None] >= columns[panel.shared : panel.columns]
+            self.register_buffer(f"_edge_{i}", torch.from_numpy(edge), persistent=False)
+        # as torch's own linear layer begins
+        reach = self.in_features**-0.5 if self.in_features else 0.0
+        self.weight = nn.Parameter(torch.empty(start).uniform_(-reach, reach))
+        self.bias = nn.Parameter(torch.empty(len(rows)).uniform_(-reach, reach))
+        self._rounded: tuple[Any, Tensor] | None = None
         self.register_load_state_dict_post_hook(lambda layer, _: layer.apply_mask())  # type: ignore[no-untyped-call]
         self.apply_mask()
 
     @torch.no_grad()
     def apply_mask(self) -> None:
-        """Set the forbidden weights to zero."""
-        self.weight.mul_(self.mask)
+        """Set the weights above the diagonal to zero."""
+        self.mask_edges(self.weight)
+
+    def mask_edges(self, flat: Tensor) -> None:
+        """Zero what lies above the diagonal in flat weights or gradients, in place."""
+        for i, panel in enumerate(self.panels):
+            panel.of(flat)[:, panel.shared :].mul_(self.get_buffer(f"_edge_{i}"))
+
+    def mask(self) -> Tensor:
+        """(outputs, inputs) bool, which weights there are."""
+        return torch.from_numpy(self._row_degrees[:, None] >= self._column_degrees)
+
+    def dense(self) -> Tensor:
+        """(outputs, inputs) weights with their zeros, differentiable."""
+        rows = [
+            functional.pad(panel.of(self.weight), (0, self.in_features - panel.columns))
+            for panel in self.panels
+        ]
+        # the product keeps gradients off the weights above the diagonal
+        return torch.cat(rows) * self.mask().to(self.weight.device)
+
+    @torch.no_grad()
+    def copy_dense(self, weight: Tensor) -> None:
+        """Take the weights from a dense matrix (outputs, inputs)."""
+        for panel in self.panels:
+            panel.of(self.weight).copy_(weight[panel.rows, : panel.columns])
+        self.apply_mask()
+
+    def part(self, rows: slice, columns: int) -> Tensor:
+        """(rows, columns) of the weights, a view; the rows must lie in one panel."""
+        for panel in self.panels:
+            if panel.rows.start <= rows.start and rows.stop <= panel.rows.stop:
+                inside = slice(rows.start - panel.rows.start, rows.stop - panel.rows.start)
+                return panel.of(self.weight)[inside, :columns]
+        raise IndexError(f"{rows} is not within one panel of {self.panels}")
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The flat weights in another precision, rounded again when they have changed."""
+        weight = self.weight.detach()
+        if weight.dtype == dtype:
+            return weight
+        state = (weight._version, weight.data_ptr(), dtype)
+        if self._rounded is None or self._rounded[0] != state:
+            self._rounded = state, weight.to(dtype)
+        return self._rounded[1]
+
+    def products(self, x: Tensor) -> Iterator[tuple[_Panel, Tensor, Tensor]]:
+        """Panels with their weights and the part of the input (inputs, N) that they see."""
+        flat = self.weight_as(x.dtype)
+        for panel in self.panels:
+            yield panel, panel.of(flat), x[: panel.columns]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, outputs) for ``x`` (N, inputs)."""
-        return _MaskedProduct.apply(x, self.weight, self.bias, self.mask)  # type: ignore[no-any-return, no-untyped-call]
+        """(outputs, N) for ``x`` (inputs, N), in the precision of ``x``."""
+        return _TriangularProduct.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _MaskedProduct(torch.autograd.Function):
-    """A linear map whose weight's gradient is masked."""
+class _TriangularProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: TriangularLinear) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.layer = layer
+        y = x.new_empty(layer.out_features, x.shape[1])
+        shift = bias.to(x.dtype)[:, None]
+        for panel, matrix, seen in layer.products(x):
+            torch.addmm(shift[panel.rows], matrix, seen, out=y[panel.rows])
+        return y
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, mask)
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        layer = ctx.layer
         want_x, want_weight, want_bias, _ = ctx.needs_input_grad
-        return (
-            grad @ weight if want_x else None,
-            (grad.T @ x).mul_(mask) if want_weight else None,
-            grad.sum(0) if want_bias else None,
-            None,
-        )
+        grad = grad.contiguous()
+        grad_x = torch.zeros_like(x) if want_x else None
+        grad_weight = torch.empty_like(weight, dtype=x.dtype) if want_weight else None
+        for panel, matrix, seen in layer.products(x):
+            if grad_x is not None:
+                grad_x[: panel.columns].addmm_(matrix.T, grad[panel.rows])
+            if grad_weight is not None:
+                torch.mm(grad[panel.rows], seen.T, out=panel.of(grad_weight))
+        if grad_weight is not None:
+            layer.mask_edges(grad_weight)
+            grad_weight = grad_weight.to(weight.dtype)
+        grad_bias = grad.sum(1, dtype=weight.dtype) if want_bias else None
+        return grad_x, grad_weight, grad_bias, None
 
 
 class Made(nn.Module):
     """Spline parameters of each dimension from its predecessors and the condition.
 
     Layers: condition and input -> hidden, ``blocks`` times hidden -> hidden, hidden -> output;
-    ReLU and dropout after every hidden layer. Masks and calling convention are those of Pyro's
-    ``ConditionalAutoRegressiveNN`` with the identity permutation, so that it serves as the
-    network of Pyro's own transforms and weights can be exchanged.
+    ReLU and dropout after every hidden layer. The output's rows are dimension-major, (D, 3K - 1).
+    As a module it has the calling convention of Pyro's ``ConditionalAutoRegressiveNN`` with the
+    identity permutation, so that it serves as the network of Pyro's own transforms;
+    :meth:`dense_weights` gives the weights for Pyro's network.
 
     A condition reaches early dimensions through the few hidden units of low degree only. The
     optional context network (condition -> ``context_hidden`` -> all parameters, unmasked) is
@@ -94,8 +215,10 @@ class Made(nn.Module):
         dimensions D of the input and C of the condition.
     bins
         K of the splines, which have P = 3K - 1 parameters.
-    hidden, blocks, dropout, context_hidden
+    hidden, blocks, dropout, context_hidden, precision
         see :class:`zdc_nb.params.FlowParams`.
+    panel
+        dimensions of a panel.
     """
 
     location: Tensor
@@ -110,18 +233,22 @@ class Made(nn.Module):
         blocks: int,
         dropout: float = 0.0,
         context_hidden: Sequence[int] = (),
+        precision: str = "float32",
+        panel: int = PANEL,
     ) -> None:
         super().__init__()
-        self.dim, self.context, self.bins = dim, context, bins
+        self.dim, self.context, self.bins, self.panel = dim, context, bins, panel
         self.outputs_per_dim = 3 * bins - 1
-        degrees = hidden_degrees(dim, hidden)
+        self.precision = precision
+        self.degrees = hidden_degrees(dim, hidden)
         inputs = np.concatenate([np.zeros(context, np.int64), np.arange(1, dim + 1)])
-        outputs = np.tile(np.arange(dim), self.outputs_per_dim)
-        self._add_layer("first", degrees[:, None] >= inputs)
-        for i in range(blocks):
-            self._add_layer(f"block_{i}", degrees[:, None] >= degrees)
-        self._add_layer("last", outputs[:, None] >= degrees)
-        self.hidden_names = ("first", *(f"block_{i}" for i in range(blocks)))
+        outputs = np.repeat(np.arange(dim), self.outputs_per_dim)
+        cuts, hidden_cuts = range(0, dim, panel), range(0, dim, _HIDDEN_PANELS * panel)
+        self.first = TriangularLinear(self.degrees, inputs, hidden_cuts)
+        self.between = nn.ModuleList(
+            TriangularLinear(self.degrees, self.degrees, hidden_cuts) for _ in range(blocks)
+        )
+        self.last = TriangularLinear(outputs, self.degrees, cuts)
         self.dropout = nn.Dropout(dropout)
         # A fixed standardisation of the input. It could be folded into the first layer's weights,
         # but gradient descent on an input far from zero would be slow.
@@ -138,44 +265,58 @@ class Made(nn.Module):
             nn.init.zeros_(final.weight)
             self.context_network = nn.Sequential(*layers, final)
 
-        starts = np.unique(degrees)
-        ends = np.append(starts[1:], dim)
-        units = np.searchsorted(degrees, starts, side="right")
-        self._segments = [
-            (int(a), int(b), int(k)) for a, b, k in zip(starts, ends, units, strict=True)
-        ]
+    @property
+    def hidden_layers(self) -> list[TriangularLinear]:
+        """The layers that a ReLU follows."""
+        return [self.first, *self.between]
 
-    def _add_layer(self, name: str, mask: NDArray[np.bool_]) -> None:
-        self.add_module(name, MaskedLinear(torch.from_numpy(mask)))
+    # --- the fast path's pieces: samples last ---
 
-    def layer(self, name: str) -> MaskedLinear:
-        """The layer ``first``, ``block_i`` or ``last``."""
-        layer = self.get_submodule(name)
-        assert isinstance(layer, MaskedLinear)
-        return layer
+    def hidden_units(self, x: Tensor, context: Tensor) -> Tensor:
+        """(H, R * N) activations of the last hidden layer, for x (D, R * N) and context (N, C)."""
+        repeats = x.shape[1] // len(context)
+        standard = (x - self.location[:, None]) / self.scale[:, None]
+        h = torch.cat([context.T.repeat(1, repeats), standard]).to(self.working_type(x))
+        for layer in self.hidden_layers:
+            h = self.dropout(torch.relu(layer(h)))
+        return h
+
+    def context_units(self, context: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The context network's last hidden layer (H', N) and output weights (D * P, H')."""
+        if self.context_network is None:
+            return None
+        *layers, final = self.context_network
+        for layer in layers:
+            context = layer(context)
+        assert isinstance(final, nn.Linear)
+        return context.T, final.weight
+
+    def working_type(self, x: Tensor) -> torch.dtype:
+        """The precision of the matrix products for inputs x."""
+        return torch.bfloat16 if self.precision == "bfloat16" else x.dtype
+
+    # --- the plain path, for comparison and for Pyro: samples first ---
 
     def spline_parameters(self, x: Tensor, context: Tensor) -> Tensor:
         """(R * N, P, D) spline parameters for inputs (R * N, D) and conditions (N, C).
 
-        Row i of the input belongs to condition i modulo N, so that what follows of a condition
-        alone is computed once for R inputs.
+        Row i of the input belongs to condition i modulo N. This is the definition: dense products
+        of masked weights, one operation after the other.
         """
         repeats = len(x) // len(context)
         h = torch.cat([context.repeat(repeats, 1), (x - self.location) / self.scale], dim=-1)
-        for name in self.hidden_names:
-            h = self.dropout(torch.relu(self.layer(name)(h)))
-        out = self.layer("last")(h)
+        for layer in self.hidden_layers:
+            h = self.dropout(torch.relu(functional.linear(h, layer.dense(), layer.bias)))
+        out = functional.linear(h, self.last.dense(), self.last.bias)
         if self.context_network is not None:
-            own = self.context_network(context)
-            out = (out.view(repeats, *own.shape) + own).view_as(out)
-        parameters: Tensor = out.view(len(x), self.outputs_per_dim, self.dim)
-        return parameters
+            out = out + self.context_network(context).repeat(repeats, 1)
+        return out.view(len(x), self.dim, self.outputs_per_dim).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widths (N, K, D), heights (N, K, D) and derivatives (N, K - 1, D), as Pyro wants them."""
         context = context.expand(*x.shape[:-1], context.shape[-1])
         rows = self.spline_parameters(x.reshape(-1, self.dim), context.reshape(-1, self.context))
-        widths, heights, derivatives = rows.view(
+        widths, heights, derivatives = rows.reshape(
             *x.shape[:-1], self.outputs_per_dim, self.dim
         ).split([self.bins, self.bins, self.bins - 1], dim=-2)
         return widths, heights, derivatives
@@ -189,44 +330,35 @@ class Made(nn.Module):
         """As :attr:`permutation`; Pyro asks for both."""
         return self.permutation
 
+    def dense_weights(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Weight (outputs, inputs), bias and mask of each layer, laid out as Pyro's network has it.
+
+        The first layer's inputs are the condition, then the dimensions; the last layer's outputs
+        are parameter-major, (3K - 1, D). The input's standardisation is folded into the first
+        layer. The context network, which Pyro's has not, is left out.
+        """
+        layers = [
+            (layer.dense().detach(), layer.bias.detach(), layer.mask().to(layer.weight.device))
+            for layer in (*self.hidden_layers, self.last)
+        ]
+        first, shift, seen = layers[0]
+        columns = first[:, self.context :] / self.scale
+        first = torch.cat([first[:, : self.context], columns], dim=1)
+        layers[0] = first, shift - columns @ self.location, seen
+        weight, bias, mask = (
+            t.unflatten(0, (self.dim, self.outputs_per_dim)).transpose(0, 1).flatten(0, 1)
+            for t in layers[-1]
+        )
+        return [*layers[:-1], (weight, bias, mask)]
+
     @torch.no_grad()
     def solve(self, context: Tensor, step: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Find the x (N, D) with ``x[:, s] = step(s, spline_parameters(x, context)[:, :, s])``.
 
-        A hidden unit of degree g is final as soon as the first g dimensions are known, so each
-        unit is computed once, and all dimensions from one degree to the next are solved together.
-        The arithmetic is that of one pass.
+        The plain inversion: dimension by dimension, a whole pass each. Costs D passes.
         """
-        if self.training and self.dropout.p > 0:
-            raise RuntimeError("a network with dropout is inverted in evaluation mode only")
-        n = len(context)
-        first, first_bias = self.layer("first").weight, self.layer("first").bias
-        blocks = [
-            (self.layer(name).weight, self.layer(name).bias) for name in self.hidden_names[1:]
-        ]
-        by_dimension = (self.outputs_per_dim, self.dim)
-        last = self.layer("last").weight.unflatten(0, by_dimension)
-        base = self.layer("last").bias.unflatten(0, by_dimension).expand(n, -1, -1)
-        if self.context_network is not None:
-            base = base + self.context_network(context).view_as(base)
-        x = context.new_zeros(n, self.dim)
-        inputs = torch.cat([context, x], dim=-1)
-        hidden = [context.new_zeros(n, len(first)) for _ in self.hidden_names]
-        done = 0
-        for start, end, units in self._segments:
-            # all of ``new`` have one degree, so nothing within them is masked
-            new, seen = slice(done, units), self.context + start
-            h = functional.linear(inputs[:, :seen], first[new, :seen], first_bias[new])
-            hidden[0][:, new] = torch.relu(h)
-            for below, above, (weight, bias) in zip(hidden, hidden[1:], blocks, strict=False):
-                h = functional.linear(below[:, :units], weight[new, :units], bias[new])
-                above[:, new] = torch.relu(h)
-            here = slice(start, end)
-            rows = last[:, here, :units].flatten(0, 1)
-            p = functional.linear(hidden[-1][:, :units], rows)
-            x[:, here] = step(here, p.unflatten(1, (-1, end - start)) + base[:, :, here])
-            inputs[:, seen : self.context + end] = (x[:, here] - self.location[here]) / self.scale[
-                here
-            ]
-            done = units
+        x = context.new_zeros(len(context), self.dim)
+        for d in range(self.dim):
+            here = slice(d, d + 1)
+            x[:, here] = step(here, self.spline_parameters(x, context)[:, :, here].contiguous())
         return x

@@ -126,7 +126,11 @@ class FlowParams(_Section):
         description="data: the teacher starts from independent fibres, the student from its teacher"
     )
     engine: Literal["fused", "reference"] = Field(
-        description="fused: one compiled pass (CPU); reference: plain torch, any device"
+        description="fused: triangular products and compiled splines; reference: the same numbers "
+        "in plain torch, slow, for comparison"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="of the matrix products in the fast passes; inversions always use float32"
     )
 
 

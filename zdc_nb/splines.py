@@ -13,34 +13,33 @@ t = (x - x_0) / w and u = t (1 - t):
     y = y_0 + h \frac{s t^2 + d_0 u}{s + (d_0 + d_1 - 2 s) u}, \qquad
     y' = \frac{s^2 (d_1 t^2 + 2 s u + d_0 (1 - t)^2)}{(s + (d_0 + d_1 - 2 s) u)^2}.
 
-Parameters are laid out as (N, 3K - 1, D), the layout of Pyro's autoregressive networks, so that
-neighbouring dimensions lie side by side in memory and one vector instruction serves many of them.
-The fused engine computes values, log-derivatives and gradients in one pass over them.
+Parameters are (A, 3K - 1, B) for values (A, B): (dimensions, parameters, samples) in the flows,
+(samples, parameters, dimensions) in Pyro. Values, log-derivatives and gradients are computed in
+one pass over the parameters, by :mod:`zdc_nb.kernels` on a CPU and by
+:mod:`zdc_nb.kernels_cuda` on a GPU; :func:`rational_quadratic_spline` with
+``engine="reference"`` is the definition in plain torch.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numba
-import numpy as np
 import torch
-from numba.extending import overload
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["IDENTITY_DERIVATIVE", "MIN_FRACTION", "rational_quadratic_spline"]
+from zdc_nb import kernels_cuda
+from zdc_nb.kernels import IDENTITY_DERIVATIVE, MIN_FRACTION, spline_kernels
 
-MIN_FRACTION = 1e-3
-"""Smallest share of a bin in the width and height, and smallest derivative."""
-
-IDENTITY_DERIVATIVE = math.log(math.expm1(1 - MIN_FRACTION))
-"""Unnormalised derivative that stands for 1."""
-
-# Dimensions handled together: wide enough to fill vector registers many times over, small enough
-# that the buffers of a tile stay in the first-level cache.
-_TILE = 128
+__all__ = [
+    "IDENTITY_DERIVATIVE",
+    "MIN_FRACTION",
+    "evaluate_splines",
+    "fill_gradients",
+    "rational_quadratic_spline",
+    "solve_panel",
+]
 
 
 def rational_quadratic_spline(
@@ -56,23 +55,23 @@ def rational_quadratic_spline(
     Parameters
     ----------
     inputs
-        (N, D).
+        (A, B).
     parameters
-        (N, 3K - 1, D) unnormalised: widths, heights, inner derivatives.
+        (A, 3K - 1, B) unnormalised: widths, heights, inner derivatives.
     bound
-        B; outside [-B, B] the spline is the identity.
+        limit B of the splines; outside [-B, B] they are the identity.
     engine
-        ``"fused"``: one compiled pass where there is one (CPU), else as ``"reference"``;
-        ``"reference"``: plain torch, on any device.
+        ``"fused"``: one compiled pass where there is one (CPU; CUDA with Triton), else as
+        ``"reference"``; ``"reference"``: plain torch, on any device.
 
     Returns
     -------
     outputs, log_derivative
-        (N, D) each; the logarithm of the derivative of the map that was applied.
+        (A, B) each; the logarithm of the derivative of the map that was applied.
     """
-    if engine == "reference" or inputs.device.type != "cpu":
+    if engine == "reference":
         return _plain_spline(inputs, parameters, bound, inverse)
-    return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return]
+    return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain_spline(
@@ -134,14 +133,7 @@ class _FusedSpline(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         inputs, parameters = inputs.contiguous(), parameters.contiguous()
         outputs, log_derivative = torch.empty_like(inputs), torch.empty_like(inputs)
-        _forward(
-            inputs.detach().numpy(),
-            parameters.detach().numpy(),
-            bound,
-            inverse,
-            outputs.numpy(),
-            log_derivative.numpy(),
-        )
+        evaluate_splines(inputs, parameters, bound, inverse, outputs, log_derivative)
         ctx.save_for_backward(inputs, parameters, outputs)
         ctx.bound, ctx.inverse = bound, inverse
         return outputs, log_derivative
@@ -153,399 +145,204 @@ class _FusedSpline(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None]:
         inputs, parameters, outputs = ctx.saved_tensors
         grad_inputs, grad_parameters = torch.empty_like(inputs), torch.empty_like(parameters)
-        _backward(
-            inputs.numpy(),
-            outputs.numpy(),
-            parameters.numpy(),
+        fill_gradients(
+            inputs,
+            outputs,
+            parameters,
             ctx.bound,
             ctx.inverse,
-            grad_outputs.contiguous().numpy(),
-            grad_log_derivative.contiguous().numpy(),
-            grad_inputs.numpy(),
-            grad_parameters.numpy(),
+            grad_outputs.contiguous(),
+            grad_log_derivative.contiguous(),
+            grad_inputs,
+            grad_parameters,
         )
         return grad_inputs, grad_parameters, None, None
 
 
-# --- compiled core ------------------------------------------------------------------------------
+# --- Without autograd: what the flows' own passes call ------------------------------------------
 #
-# Every loop below that runs over ``t`` is free of branches and calls and touches contiguous
-# one-dimensional arrays only, so that the compiler turns it into vector instructions. No
-# reassociation is allowed ("reassoc"), which would spoil the argument reductions of exp and log;
-# NaN stays NaN, so that a diverging training is seen.
-
-_JIT: dict[str, Any] = {
-    "fastmath": {"contract", "nsz", "arcp"},
-    "error_model": "numpy",
-    "cache": True,
-}
-
-_LOG2E = np.float32(1.44269504088896341)
-_LN2_HIGH = np.float32(0.693359375)
-_LN2_LOW = np.float32(-2.12194440e-4)
-_SQRT_HALF = np.float32(0.707106781186547524)
-_E = [
-    np.float32(c)
-    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-              1.6666665459e-1, 5.0000001201e-1)
-]  # fmt: skip
-_E0, _E1, _E2, _E3, _E4, _E5 = _E
-_L = [
-    np.float32(c)
-    for c in (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
-              1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1,
-              3.3333331174e-1)
-]  # fmt: skip
-_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = _L
+# All tensors are contiguous. Parameters and their gradients may be bfloat16.
 
 
-def _exp_all(values, bits):
-    """``values[:] = exp(values)``; ``bits`` is an int32 scratch array of the same length."""
-    raise NotImplementedError("compiled code only")
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's memory; numpy has no bfloat16, so its bits."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _log_all(values, bits):
-    """``values[:] = log(values)`` for positive values."""
-    raise NotImplementedError("compiled code only")
+def _bins(parameters: Tensor) -> int:
+    return (parameters.shape[1] + 1) // 3
 
 
-@overload(_exp_all, jit_options=_JIT)  # type: ignore[arg-type]
-def _exp_all_overload(values, bits):  # noqa: ARG001
-    if values.dtype == numba.float32:
-
-        def vectorised(values, bits):
-            # Cephes expf: 2^n times a polynomial; 1 ulp.
-            low, high = np.float32(-87.0), np.float32(88.0)
-            shift, offset = np.float32(128.5), np.int32(128)
-            one = np.float32(1.0)
-            scale = bits.view(np.float32)
-            for t in range(values.size):
-                x = min(max(values[t], low), high)
-                n = np.int32(x * _LOG2E + shift) - offset
-                z = np.float32(n)
-                r = (x - z * _LN2_HIGH) - z * _LN2_LOW
-                y = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
-                # max() and min() above drop NaN; adding the difference brings it back
-                values[t] = (y * r * r + r + one) + (values[t] - values[t])
-                bits[t] = np.int32((n + np.int32(127)) << np.int32(23))
-            for t in range(values.size):
-                values[t] *= scale[t]
-
-        return vectorised
-
-    def plain(values, bits):  # noqa: ARG001
-        for t in range(values.size):
-            values[t] = math.exp(values[t])
-
-    return plain
+def evaluate_splines(
+    inputs: Tensor,
+    parameters: Tensor,
+    bound: float,
+    inverse: bool,
+    outputs: Tensor,
+    log_derivative: Tensor,
+) -> None:
+    """Fill ``outputs`` and ``log_derivative`` (A, B), see :func:`rational_quadratic_spline`."""
+    if inputs.device.type == "cpu":
+        spline_kernels(_bins(parameters), inverse).evaluate(
+            _array(inputs), _array(parameters), bound, _array(outputs), _array(log_derivative)
+        )
+    elif kernels_cuda.available() and inputs.is_cuda:
+        kernels_cuda.evaluate(inputs, parameters, bound, inverse, outputs, log_derivative)
+    else:
+        y, logs = _plain_spline(inputs, parameters.to(inputs.dtype), bound, inverse)
+        outputs.copy_(y)
+        log_derivative.copy_(logs)
 
 
-@overload(_log_all, jit_options=_JIT)  # type: ignore[arg-type]
-def _log_all_overload(values, bits):  # noqa: ARG001
-    if values.dtype == numba.float32:
-
-        def vectorised(values, bits):
-            # Cephes logf.
-            one, half = np.float32(1.0), np.float32(0.5)
-            source = values.view(np.int32)
-            mantissa = bits.view(np.float32)
-            for t in range(values.size):
-                bits[t] = np.int32((source[t] & np.int32(0x007FFFFF)) | np.int32(0x3F000000))
-            for t in range(values.size):
-                nan = values[t] - values[t]
-                e = np.float32((source[t] >> np.int32(23)) - np.int32(126))
-                m = mantissa[t]
-                small = m < _SQRT_HALF
-                e = e - one if small else e
-                x = m + m - one if small else m - one
-                z = x * x
-                y = (((_L0 * x + _L1) * x + _L2) * x + _L3) * x + _L4
-                y = (((y * x + _L5) * x + _L6) * x + _L7) * x + _L8
-                y = y * x * z + _LN2_LOW * e - half * z
-                values[t] = (x + y) + _LN2_HIGH * e + nan
-
-        return vectorised
-
-    def plain(values, bits):  # noqa: ARG001
-        for t in range(values.size):
-            values[t] = math.log(values[t])
-
-    return plain
-
-
-@numba.njit(**_JIT)
-def _softmax(raw, first, start, probability, scratch, bits):
-    """Softmax over the rows ``first`` to ``first + K`` of ``raw`` into ``probability`` (K, T)."""
-    bins = probability.shape[0]
-    size = scratch.size
-    row = raw[first, start : start + size]
-    for t in range(size):
-        scratch[t] = row[t]
-    for k in range(1, bins):
-        row = raw[first + k, start : start + size]
-        for t in range(size):
-            scratch[t] = max(scratch[t], row[t])
-    for k in range(bins):
-        row = raw[first + k, start : start + size]
-        p = probability[k, :size]
-        for t in range(size):
-            p[t] = row[t] - scratch[t]
-        _exp_all(p, bits)
-    p = probability[0]
-    for t in range(size):
-        scratch[t] = p[t]
-    for k in range(1, bins):
-        p = probability[k]
-        for t in range(size):
-            scratch[t] += p[t]
-    for t in range(size):
-        scratch[t] = scratch.dtype.type(1) / scratch[t]
-    for k in range(bins):
-        p = probability[k]
-        for t in range(size):
-            p[t] *= scratch[t]
+def fill_gradients(
+    inputs: Tensor,
+    outputs: Tensor,
+    parameters: Tensor,
+    bound: float,
+    inverse: bool,
+    grad_outputs: Tensor,
+    grad_log_derivative: Tensor,
+    grad_inputs: Tensor,
+    grad_parameters: Tensor,
+) -> None:
+    """Fill the last two from what :func:`evaluate_splines` took and gave, and its gradients."""
+    if inputs.device.type == "cpu":
+        spline_kernels(_bins(parameters), inverse).differentiate(
+            _array(inputs),
+            _array(outputs),
+            _array(parameters),
+            bound,
+            _array(grad_outputs),
+            _array(grad_log_derivative),
+            _array(grad_inputs),
+            _array(grad_parameters),
+        )
+    elif kernels_cuda.available() and inputs.is_cuda:
+        kernels_cuda.differentiate(
+            inputs,
+            outputs,
+            parameters,
+            bound,
+            inverse,
+            grad_outputs,
+            grad_log_derivative,
+            grad_inputs,
+            grad_parameters,
+        )
+    else:
+        with torch.enable_grad():
+            leaves = inputs.detach().requires_grad_(), parameters.detach().requires_grad_()
+            results = _plain_spline(leaves[0], leaves[1].to(inputs.dtype), bound, inverse)
+        gradients = torch.autograd.grad(results, leaves, (grad_outputs, grad_log_derivative))
+        grad_inputs.copy_(gradients[0])
+        grad_parameters.copy_(gradients[1])
 
 
-@numba.njit(**_JIT)
-def _softplus(raw, value, scratch, bits):
-    """``value = MIN_FRACTION + log(1 + exp(raw))``."""
-    one, zero = raw.dtype.type(1), raw.dtype.type(0)
-    smallest = raw.dtype.type(MIN_FRACTION)
-    for t in range(raw.size):
-        scratch[t] = -abs(raw[t])
-    _exp_all(scratch, bits)
-    for t in range(raw.size):
-        value[t] = one + scratch[t]
-    _log_all(value, bits)
-    for t in range(raw.size):
-        value[t] += max(raw[t], zero) + smallest
+def solve_panel(
+    sums: Tensor,
+    base: Tensor,
+    outputs: Tensor,
+    first: Tensor,
+    blocks: Tensor,
+    last: Tensor,
+    counts: Tensor,
+    location: Tensor,
+    scale: Tensor,
+    bound: float,
+    inverse: bool,
+    inputs: Tensor,
+    log_derivative: Tensor,
+    hidden: Tensor,
+) -> None:
+    """Invert T dimensions of an autoregressive block, dimension by dimension for each sample.
 
-
-@numba.njit(**_JIT)
-def _select_bins(raw, start, values, by_height, bound, pw, ph, s, b, bits):
-    """Find each value's bin and what the spline needs of it.
-
-    ``raw`` (3K - 1, D), of which the columns from ``start`` belong to ``values`` (T,): abscissae,
-    or ordinates with ``by_height``. ``pw`` and ``ph`` (K, T) receive the softmaxes; the rows of
-    ``s`` receive x_0, w, y_0, h, d_0, d_1 and, for the backward pass, the raw d_0 and d_1; ``b``
-    (T,) the bin.
+    Parameters
+    ----------
+    sums
+        (L, U, N) pre-activations of the U hidden units of each of L layers that lie among these
+        dimensions, with all that lies before them; overwritten.
+    base
+        (T, 3K - 1, N) the same for the spline parameters.
+    outputs
+        (T, N) what is known.
+    first, blocks, last
+        weights within the panel: (U, T), (L - 1, U, U) and (T (3K - 1), U). Only ``last`` may be
+        a strided view.
+    counts
+        (T,) int64, how many of the units, sorted by degree, each dimension sees.
+    location, scale
+        (T,) the standardisation of the network's inputs.
+    inverse
+        whether the spline from ``outputs`` to ``inputs`` is the inverse one.
+    inputs, log_derivative, hidden
+        (T, N), (T, N) and (L, U, N): filled with the solution, the log-derivative of the spline
+        that was applied, and the units' activations.
     """
-    real = values.dtype.type
-    bins, size = pw.shape[0], values.size
-    x0, w, y0, h = s[0, :size], s[1, :size], s[2, :size], s[3, :size]
-    d0, d1, r0, r1, scratch = s[4, :size], s[5, :size], s[6, :size], s[7, :size], s[8, :size]
-    bits = bits[:size]
-    _softmax(raw, 0, start, pw, scratch, bits)
-    _softmax(raw, bins, start, ph, scratch, bits)
-
-    limit, end = real(bound), real(1 - MIN_FRACTION)
-    floor = real(2 * bound * MIN_FRACTION)
-    scale = real(2 * bound * (1 - MIN_FRACTION * bins))
-    # d_0 and d_1 serve as the running knot until the derivatives are needed
-    for t in range(size):
-        d0[t] = -limit
-        d1[t] = -limit
-    for k in range(bins):
-        last, first = k == bins - 1, k == 0
-        kk = np.int32(k)
-        p, g = pw[k, :size], ph[k, :size]
-        for t in range(size):
-            left, low = d0[t], d1[t]
-            # the last knot is the bound to the last digit, whatever the sum's rounding
-            width = limit - left if last else floor + scale * p[t]
-            height = limit - low if last else floor + scale * g[t]
-            knot = low if by_height else left
-            here = first | (values[t] >= knot)
-            x0[t] = left if here else x0[t]
-            w[t] = width if here else w[t]
-            y0[t] = low if here else y0[t]
-            h[t] = height if here else h[t]
-            b[t] = kk if here else b[t]
-            d0[t] = left + width
-            d1[t] = low + height
-
-    for t in range(size):
-        r0[t] = real(0)
-        r1[t] = real(0)
-    for k in range(bins - 1):
-        kk, after = np.int32(k), np.int32(k + 1)
-        row = raw[2 * bins + k, start : start + size]
-        for t in range(size):
-            r0[t] = row[t] if b[t] == after else r0[t]
-            r1[t] = row[t] if b[t] == kk else r1[t]
-    _softplus(r0, d0, scratch, bits)
-    _softplus(r1, d1, scratch, bits)
-    kk = np.int32(bins - 1)
-    for t in range(size):
-        d0[t] = end if b[t] == np.int32(0) else d0[t]
-        d1[t] = end if b[t] == kk else d1[t]
+    if outputs.device.type == "cpu":
+        # the kernel walks along the rows of the flat weights in which ``last`` is a view
+        span = (last.shape[0] - 1) * last.stride(0) + last.shape[1]
+        flat = last.detach().as_strided((max(span, 0),), (1,))
+        spline_kernels(_bins(base), inverse).solve_panel(
+            *(_array(t) for t in (sums, base, outputs, first, blocks, flat)),
+            0,
+            last.stride(0),
+            *(_array(t) for t in (counts, location, scale)),
+            bound,
+            *(_array(t) for t in (inputs, log_derivative, hidden)),
+        )
+    elif kernels_cuda.available() and outputs.is_cuda:
+        kernels_cuda.solve_panel(
+            sums,
+            base,
+            outputs,
+            first,
+            list(blocks[: len(sums) - 1]),
+            last.unflatten(0, base.shape[:2]),
+            counts.to(device=outputs.device, dtype=torch.int32),
+            location,
+            scale,
+            bound,
+            inverse,
+            inputs,
+            log_derivative,
+            hidden,
+        )
+    else:
+        _plain_solve_panel(
+            sums, base, outputs, first, blocks, last, counts, location, scale, bound, inverse,
+            inputs, log_derivative, hidden,
+        )  # fmt: skip
 
 
-@numba.njit(parallel=True, **_JIT)
-def _forward(inputs, parameters, bound, inverse, outputs, log_derivative):
-    n, dim = inputs.shape
-    bins = (parameters.shape[1] + 1) // 3
-    real = inputs.dtype.type
-    one, two, four, zero = real(1), real(2), real(4), real(0)
-    limit = real(bound)
-    for i in numba.prange(n):
-        pw, ph = np.empty((bins, _TILE), inputs.dtype), np.empty((bins, _TILE), inputs.dtype)
-        s = np.empty((9, _TILE), inputs.dtype)
-        b, bits = np.empty(_TILE, np.int32), np.empty(_TILE, np.int32)
-        for start in range(0, dim, _TILE):
-            m = min(_TILE, dim - start)
-            v = inputs[i, start : start + m]
-            out = outputs[i, start : start + m]
-            logs = log_derivative[i, start : start + m]
-            _select_bins(parameters[i], start, v, inverse, bound, pw, ph, s, b, bits)
-            x0, w, y0, h = s[0, :m], s[1, :m], s[2, :m], s[3, :m]
-            d0, d1, theta, slope = s[4, :m], s[5, :m], s[6, :m], s[7, :m]
-            for t in range(m):
-                slope[t] = h[t] / w[t]
-            if inverse:
-                for t in range(m):
-                    curve = d0[t] + d1[t] - two * slope[t]
-                    rise = v[t] - y0[t]
-                    a = rise * curve + h[t] * (slope[t] - d0[t])
-                    half = h[t] * d0[t] - rise * curve
-                    c = -slope[t] * rise
-                    root = math.sqrt(max(half * half - four * a * c, zero))
-                    theta[t] = (two * c) / (-half - root)
-            else:
-                for t in range(m):
-                    theta[t] = (v[t] - x0[t]) / w[t]
-            for t in range(m):
-                x, d, e, f = theta[t], d0[t], d1[t], slope[t]
-                u = x * (one - x)
-                den = f + (d + e - two * f) * u
-                q = e * x * x + two * f * u + d * (one - x) * (one - x)
-                inside = x * w[t] + x0[t] if inverse else y0[t] + h[t] * (f * x * x + d * u) / den
-                outside = abs(v[t]) > limit
-                out[t] = v[t] if outside else inside
-                # one logarithm for 2 log(slope) + log(q) - 2 log(den); 1 outside, but NaN, which
-                # lies in no interval, must come out as NaN
-                ratio = f / den
-                logs[t] = one if outside else q * ratio * ratio
-            _log_all(logs, bits[:m])
-            if inverse:
-                for t in range(m):
-                    logs[t] = -logs[t]
-
-
-@numba.njit(**_JIT)
-def _softmax_gradient(probability, corner, size, b, scale, scratch, gradient, first, start):
-    """dL/draw_j = p_j (G_j - sum_k p_k G_k) of widths or heights, into ``gradient``.
-
-    G_j is ``corner`` for the bins before bin b, which move its corner, ``size`` for b itself.
-    """
-    bins, zero = probability.shape[0], scale * 0
-    for t in range(b.size):
-        scratch[t] = zero
-    for k in range(bins):
-        kk = np.int32(k)
-        p = probability[k]
-        for t in range(b.size):
-            before = corner[t] if kk < b[t] else zero
-            scratch[t] += p[t] * (size[t] if kk == b[t] else before)
-    for k in range(bins):
-        kk = np.int32(k)
-        p = probability[k]
-        row = gradient[first + k, start : start + b.size]
-        for t in range(b.size):
-            before = corner[t] if kk < b[t] else zero
-            g = size[t] if kk == b[t] else before
-            row[t] = scale * p[t] * (g - scratch[t])
-
-
-@numba.njit(parallel=True, **_JIT)
-def _backward(  # noqa: PLR0915
-    inputs,
-    outputs,
-    parameters,
-    bound,
-    inverse,
-    grad_outputs,
-    grad_log,
-    grad_inputs,
-    grad_parameters,
-):
-    """Gradients; those of the inverse follow from the forward map's by the implicit function."""
-    n, dim = inputs.shape
-    bins = (parameters.shape[1] + 1) // 3
-    real = inputs.dtype.type
-    one, two, zero = real(1), real(2), real(0)
-    limit = real(bound)
-    scale = real(2 * bound * (1 - MIN_FRACTION * bins))
-    for i in numba.prange(n):
-        pw, ph = np.empty((bins, _TILE), inputs.dtype), np.empty((bins, _TILE), inputs.dtype)
-        s = np.empty((9, _TILE), inputs.dtype)
-        b_tile, bits = np.empty(_TILE, np.int32), np.empty(_TILE, np.int32)
-        for start in range(0, dim, _TILE):
-            m = min(_TILE, dim - start)
-            v = inputs[i, start : start + m]
-            x = outputs[i, start : start + m] if inverse else v
-            out_gradient = grad_outputs[i, start : start + m]
-            log_gradient = grad_log[i, start : start + m]
-            in_gradient = grad_inputs[i, start : start + m]
-            gradient = grad_parameters[i]
-            _select_bins(parameters[i], start, v, inverse, bound, pw, ph, s, b_tile, bits)
-            b = b_tile[:m]
-            x0, w, y0, h = s[0, :m], s[1, :m], s[2, :m], s[3, :m]
-            d0, d1, r0, r1, scratch = s[4, :m], s[5, :m], s[6, :m], s[7, :m], s[8, :m]
-            for t in range(m):
-                f = h[t] / w[t]
-                d, e = d0[t], d1[t]
-                curve = d + e - two * f
-                theta = (x[t] - x0[t]) / w[t]
-                rest = one - theta
-                u = theta * rest
-                den = f + curve * u
-                ratio = one / den
-                q = e * theta * theta + two * f * u + d * rest * rest
-                over_q = one / q
-                top = f * theta * theta + d * u
-                bend, dden_df = one - two * theta, one - two * u
-                dy_dt = h[t] * f * q * ratio * ratio
-                dl_dt = (
-                    two * (e * theta + f * bend - d * rest) * over_q - two * curve * bend * ratio
-                )
-                go, gl = out_gradient[t], log_gradient[t]
-                into = (go * w[t] - gl * dl_dt) / dy_dt
-                gy = -into if inverse else go
-                gl = -gl if inverse else gl
-                gt = gy * dy_dt + gl * dl_dt
-                gf = gy * h[t] * (theta * theta * den - top * dden_df) * ratio * ratio
-                gf += gl * two * (one / f + u * over_q - dden_df * ratio)
-                g0 = gy * h[t] * u * (den - top) * ratio * ratio
-                g0 += gl * (rest * rest * over_q - two * u * ratio)
-                g1 = gl * (theta * theta * over_q - two * u * ratio)
-                g1 -= gy * h[t] * top * u * ratio * ratio
-                outside = abs(v[t]) > limit
-                inside = into if inverse else gt / w[t]
-                in_gradient[t] = go if outside else inside
-                # the gradients of x_0, w, y_0, h, d_0 and d_1 replace their values
-                x0[t] = zero if outside else -gt / w[t]
-                width = -(gt * theta + gf * f) / w[t]
-                height = gy * top * ratio + gf / w[t]
-                w[t] = zero if outside else width
-                y0[t] = zero if outside else gy
-                h[t] = zero if outside else height
-                d0[t] = zero if outside else g0
-                d1[t] = zero if outside else g1
-            _softmax_gradient(pw, x0, w, b, scale, scratch, gradient, 0, start)
-            _softmax_gradient(ph, y0, h, b, scale, scratch, gradient, bins, start)
-            # softplus: dL/draw = dL/dd / (1 + exp(-raw))
-            for t in range(m):
-                r0[t] = -r0[t]
-                r1[t] = -r1[t]
-            _exp_all(r0, bits[:m])
-            _exp_all(r1, bits[:m])
-            for t in range(m):
-                d0[t] /= one + r0[t]
-                d1[t] /= one + r1[t]
-            for k in range(bins - 1):
-                kk, after = np.int32(k), np.int32(k + 1)
-                row = gradient[2 * bins + k, start : start + m]
-                for t in range(m):
-                    g = d0[t] if b[t] == after else zero
-                    row[t] = d1[t] if b[t] == kk else g
+def _plain_solve_panel(
+    sums: Tensor,
+    base: Tensor,
+    outputs: Tensor,
+    first: Tensor,
+    blocks: Tensor,
+    last: Tensor,
+    counts: Tensor,
+    location: Tensor,
+    scale: Tensor,
+    bound: float,
+    inverse: bool,
+    inputs: Tensor,
+    log_derivative: Tensor,
+    hidden: Tensor,
+) -> None:
+    """The same in plain torch, for devices without a kernel."""
+    rows = last.unflatten(0, base.shape[:2])
+    done = 0
+    for t, final in enumerate(counts.tolist()):
+        for layer in range(len(sums)):
+            new = sums[layer, done:final]
+            if layer > 0:
+                new = new + blocks[layer - 1, done:final, :final] @ hidden[layer - 1, :final]
+            hidden[layer, done:final] = torch.relu(new)
+        done = final
+        parameters = base[t] + rows[t, :, :final] @ hidden[-1, :final]
+        x, logs = _plain_spline(outputs[t : t + 1], parameters[None], bound, inverse)
+        inputs[t], log_derivative[t] = x[0], logs[0]
+        standard = (inputs[t] - location[t]) / scale[t]
+        sums[0, done:] += first[done:, t, None] * standard

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from zdc_nb.detector import channel_masks, diversity_weights
 from zdc_nb.events import Events
-from zdc_nb.flows import Flow, Passage, Student, Teacher, start_from_marginals, start_from_teacher
+from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
 from zdc_nb.params import (
     FlowParams,
     PreprocessingParams,
@@ -388,10 +388,14 @@ def channel_fractions(x: Tensor) -> Tensor:
     return (light / light.sum(1, keepdim=True)) @ masks.T
 
 
-def _difference(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """(N,) squared differences, averaged over elements and over the tensors of the lists."""
-    each = [(p - q).square().flatten(1).mean(1) for p, q in zip(a, b, strict=True)]
-    return torch.stack(each).mean(0)
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) squared differences of (D, N), averaged over dimensions."""
+    return (a - b).square().mean(0)
+
+
+def _average(each: list[Tensor], n: int) -> Tensor:
+    """(N,) mean over the blocks; a flow of one block has nothing between its ends."""
+    return torch.stack(each).mean(0) if each else torch.zeros(n)
 
 
 def distillation_terms(
@@ -407,25 +411,27 @@ def distillation_terms(
     condition
         (N, C), of both loops.
     """
+    n = len(x)
     with torch.no_grad():
-        target = teacher.passage(x, condition)
+        target = teacher.passage(x, condition, keep=True)
     # both of the student's passes at once: what follows of the condition alone is needed once
-    both = student.passage(torch.cat([target.latent, z]), condition)
-    copy, drawn = both.rows(slice(len(x))), both.rows(slice(len(x), None))
-    back = teacher.passage(drawn.data, condition)
+    both = student.passage(torch.cat([target.latent, z]), condition, keep=True, match=(target, 0))
+    copy = [end[:, :n] for end in both.ends]
+    drawn = [end[:, n:] for end in both.ends]
+    back = teacher.passage(drawn[0].T, condition, match=(both, n))
+    channels = (channel_fractions(copy[0].T) - channel_fractions(x)).square().sum(1)
 
-    def between(a: Passage, b: Passage) -> Tensor:
-        # a flow of one block has nothing between its ends
-        return _difference(a.ends[1:-1], b.ends[1:-1]) if len(a.ends) > 2 else x.new_zeros(len(x))
+    def between(a: list[Tensor], b: list[Tensor]) -> Tensor:
+        pairs = zip(a[1:-1], b[1:-1], strict=True)
+        return _average([_difference(p, q) for p, q in pairs], n).to(x)
 
-    channels = (channel_fractions(copy.data) - channel_fractions(x)).square().sum(1)
     return {
-        "end_data": _difference([copy.data], [target.data]),
-        "blocks_data": between(copy, target),
-        "made_data": _difference(copy.parameters, target.parameters),
-        "end_latent": _difference([back.latent], [drawn.latent]),
-        "blocks_latent": between(back, drawn),
-        "made_latent": _difference(back.parameters, drawn.parameters),
+        "end_data": _difference(copy[0], target.ends[0]),
+        "blocks_data": between(copy, target.ends),
+        "made_data": _average(both.distances, n),
+        "end_latent": _difference(back.ends[-1], drawn[-1]),
+        "blocks_latent": between(back.ends, drawn),
+        "made_latent": _average(back.distances, n),
         "channel": channels,
     }
 
