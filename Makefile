@@ -1,6 +1,7 @@
 # Everything from nothing: needs Python 3.11 or newer, and make.
 PYTHON ?= python3
 STUDY ?= params/small.yaml
+BENCH ?= params/bench.yaml
 CORES ?= all
 
 VENV := .venv
@@ -9,7 +10,7 @@ PIP_VERSION := 26.3
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help study smoke test lab clean
+.PHONY: help study smoke test bench lab clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,18 @@ test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# Under another name until it has succeeded, so that a run that failed is not taken for done.
+BENCH_RESULTS = reports/$(basename $(notdir $(BENCH)))
+
+bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
+	@mkdir -p $(BENCH_RESULTS)
+	$(BIN)/papermill notebooks/07_benchmark.ipynb $(BENCH_RESULTS)/07_benchmark.running.ipynb \
+	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench $(BENCH)
+	@mv $(BENCH_RESULTS)/07_benchmark.running.ipynb $(BENCH_RESULTS)/07_benchmark.ipynb
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
+	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/07_benchmark.ipynb
+	@echo "The report: $(abspath $(BENCH_RESULTS))/index.html"
+
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"
 	$(BIN)/jupyter lab notebooks
@@ -46,6 +59,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install pip==$(PIP_VERSION)
 	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(INSTALL) --group bench
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

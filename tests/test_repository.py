@@ -16,12 +16,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import zdc_nb
+from zdc_nb.bench_params import load_bench
 from zdc_nb.params import load_study
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "zdc_nb").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STUDIES = sorted((ROOT / "params").glob("*.yaml"))
+STUDIES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "bench")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LONGEST_CELL = 35
 
@@ -100,12 +101,31 @@ def third_party(paths: list[Path]) -> set[str]:
     return {canonicalize_name(provided[module][0]) for module in outside}
 
 
+def group_pins(name: str) -> set[str]:
+    """Packages that a dependency group lists itself."""
+    return set(pins([x for x in PYPROJECT["dependency-groups"][name] if isinstance(x, str)]))
+
+
 def test_every_import_is_declared() -> None:
-    package = set(direct_pins())
-    assert third_party(MODULES) <= package
-    group = [line for line in PYPROJECT["dependency-groups"]["test"] if isinstance(line, str)]
-    tests = set(pins(group))
-    assert third_party(sorted((ROOT / "tests").glob("*.py"))) <= package | tests
+    package, bench = set(direct_pins()), group_pins("bench")
+    peers = ROOT / "zdc_nb" / "peers.py"
+    assert third_party([path for path in MODULES if path != peers]) <= package
+    # what is compared with is no part of the study, which imports it only to compare
+    assert third_party([peers]) - package == bench
+    assert top_level_imports(peers).isdisjoint(bench)
+    tests = third_party(sorted((ROOT / "tests").glob("*.py")))
+    assert tests <= package | bench | group_pins("test")
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """First names of the modules that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
 
 
 COMMANDS = {"ipykernel", "jupyterlab", "papermill", "snakemake"}
@@ -207,8 +227,8 @@ def read_notebook(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def test_the_six_notebooks_are_there() -> None:
-    assert [name[:2] for name in names(NOTEBOOKS)] == ["01", "02", "03", "04", "05", "06"]
+def test_the_seven_notebooks_are_there() -> None:
+    assert [name[:2] for name in names(NOTEBOOKS)] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
@@ -237,6 +257,10 @@ def test_notebook_has_one_parameters_cell_of_plain_strings(path: Path) -> None:
     for node in ast.parse(cell.source).body:
         assert isinstance(node, ast.Assign)
         values[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    if path.stem == "07_benchmark":
+        assert set(values) == {"bench"}
+        assert load_bench(ROOT / values["bench"]).name == "bench"
+        return
     expected = {"02": {"subset"}, "03": {"subset", "setup"}}.get(path.stem[:2], set())
     assert set(values) == {"study", *expected}
     study = load_study(ROOT / values["study"])

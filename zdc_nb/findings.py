@@ -10,10 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from zdc_nb.bench_params import CASES
+from zdc_nb.bench_tables import records_table, targets_table
+from zdc_nb.benchmark import Benchmark
 from zdc_nb.params import SETUPS, SUBSETS
 from zdc_nb.speed import speed_ratio
 
-__all__ = ["ablation_findings", "kept_terms", "shape_findings", "speed_findings"]
+__all__ = [
+    "ablation_findings",
+    "benchmark_findings",
+    "engine_findings",
+    "kept_terms",
+    "shape_findings",
+    "speed_findings",
+]
 
 SIGNIFICANT = 2.0
 """A change counts as more than noise of generation from this many of its uncertainties."""
@@ -77,6 +87,21 @@ def shape_findings(table: pd.DataFrame) -> str:
 def speed_findings(speed: pd.DataFrame) -> str:
     """What the times say, as a Markdown list."""
     return _markdown(_speed_sentences(speed))
+
+
+def engine_findings(steps: pd.DataFrame, work: Mapping[str, int]) -> str:
+    """What the fused engine spared this study, as a Markdown list.
+
+    ``steps`` are times (:func:`zdc_nb.speed.time_sampling`) of training steps named
+    ``<model> <engine>``, at one batch size; ``work`` is how many responses the teachers and the
+    students were trained on.
+    """
+    return _markdown(_engine_sentences(steps, work))
+
+
+def benchmark_findings(result: Benchmark) -> str:
+    """What the benchmark says, as a Markdown list."""
+    return _markdown(_benchmark_sentences(result))
 
 
 def _markdown(sentences: Iterator[str]) -> str:
@@ -227,8 +252,98 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _engine_sentences(steps: pd.DataFrame, work: Mapping[str, int]) -> Iterator[str]:
+    times = steps.set_index("model")["ms_per_sample"]
+    fused = plain = 0.0
+    for model, responses in work.items():
+        quick, slow = times[f"{model} fused"], times[f"{model} reference"]
+        fused += responses * quick / 3.6e6
+        plain += responses * slow / 3.6e6
+        yield (
+            f"**{model}s** were trained on {responses:,} responses, each epoch counted. A training "
+            f"step takes {quick:.3g} ms a response, in plain torch {slow:.3g} ms: "
+            f"{slow / quick:.3g} times as long."
+        )
+    yield (
+        f"At these rates all trainings take {fused:.2g} hours, measured alone on all cores; in plain "
+        f"torch they would take {plain:.2g}. In the same time one could have trained on "
+        f"{fused / plain:.0%} of the responses, or with as much narrower networks."
+    )
+
+
 def _pace(ratio: float) -> str:
     """The student's pace, from the teacher's time as a multiple of the student's."""
     if ratio < 1:
         return f"{1 / ratio:.3g} times slower"
     return f"{ratio:.3g} times faster"
+
+
+def _benchmark_sentences(result: Benchmark) -> Iterator[str]:
+    table = records_table(result.records)
+    dim = table["dim"].max()
+    hidden = table.loc[table["dim"] == dim, "hidden"].max()
+    here = table[(table["dim"] == dim) & (table["hidden"] == hidden)]
+    for case in CASES:
+        part = here[here["case"] == case].pivot(
+            index="batch", columns="name", values="ms_per_sample"
+        )
+        others = [name for name in dict.fromkeys(here["name"]) if name in part and name != "ours"]
+        ratios = [
+            f"{name} {_range(part[name] / part['ours'])}" for name in others if "ours" in part
+        ]
+        if ratios:
+            yield (
+                f"**{case.replace('_', ' ')}** (D = {dim}, hidden {hidden}): ours takes "
+                f"{_range(part['ours'])} ms a sample, depending on the batch size; the time of "
+                f"the others as a multiple of that: {'; '.join(ratios)}."
+            )
+    loops = table[table["extrapolated_from"].notna()]
+    if len(loops):
+        counts = sorted({int(count) for count in loops["extrapolated_from"]})
+        yield (
+            f"Inversions in D passes ({_names(dict.fromkeys(loops['name']))}) are **extrapolated** "
+            f"from {' or '.join(map(str, counts))} passes each; everything else ran as a whole."
+        )
+    yield from _check_sentences(result)
+    missing = pd.DataFrame(result.left_out)
+    if len(missing):
+        what = missing.groupby("contender", sort=False).size()
+        counted = ", ".join(f"{name} {count}" for name, count in what.items())
+        yield f"Left out for time or memory, and not estimated: {counted} records (listed above)."
+    targets = targets_table(result)
+    outcome = {
+        word: list(targets.loc[targets["met"] == key, "target"])
+        for key, word in (("yes", "met"), ("no", "missed"), ("", "not measured"))
+    }
+    yield (
+        f"**Targets**: {len(outcome['met'])} met, {len(outcome['missed'])} missed "
+        f"({'; '.join(outcome['missed']) or 'none'}), {len(outcome['not measured'])} not measured."
+    )
+
+
+def _check_sentences(result: Benchmark) -> Iterator[str]:
+    densities: dict[str, float] = {}
+    inversions: dict[str, float] = {}
+    for check in result.checks:
+        name = check.contender + (" bf16" if check.dtype == "bfloat16" else "")
+        densities[name] = max(densities.get(name, 0.0), check.log_density)
+        if check.inversion is not None:
+            inversions[name] = max(inversions.get(name, 0.0), check.inversion)
+    others = [f"{name} {value:.1e}" for name, value in densities.items() if name != "ours"]
+    if others:
+        yield (
+            "With equal weights the log-densities differ from ours by at most (relative): "
+            f"{', '.join(others)}."
+        )
+    yield (
+        "Data that went to the latent space and back differ from themselves by at most: "
+        + ", ".join(f"{name} {value:.1e}" for name, value in inversions.items())
+        + " (where the inversion could be run as a whole)."
+    )
+
+
+def _range(values: pd.Series[float]) -> str:
+    """The smallest and largest of some numbers, or the only one."""
+    known = values.dropna()
+    low, high = f"{known.min():.3g}", f"{known.max():.3g}"
+    return low if low == high else f"{low} to {high}"

@@ -261,7 +261,9 @@ def _evaluate(
         c = slope * rise
         # rounding may take it below zero at a knot
         root = (minus_b * minus_b + a * c * 4.0).at_least(0.0).sqrt()
-        t = (c * 2.0) / (root - minus_b)
+        # of the two forms of the root, the one without a difference of nearly equal numbers
+        steep = minus_b.compare(">", 0.0)
+        t = steep.where(minus_b + root, c * 2.0) / steep.where(a * 2.0, root - minus_b)
     else:
         t = (value - b.x0) / b.width
     rest = 1.0 - t

@@ -143,7 +143,9 @@ def _evaluate(
         square = minus_b * minus_b + a * c * 4.0
         # rounding may take it below zero at a knot
         root = tl.sqrt(tl.where(square < 0, 0.0, square))
-        t = (c * 2.0) / (root - minus_b)
+        # of the two forms of the root, the one without a difference of nearly equal numbers
+        steep = minus_b > 0
+        t = tl.where(steep, minus_b + root, c * 2.0) / tl.where(steep, a * 2.0, root - minus_b)
     else:
         t = (value - x0) / width
     rest = 1.0 - t

@@ -11,6 +11,7 @@ then contiguous rows, and neighbouring samples fill a vector register in the spl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Made", "TriangularLinear", "hidden_degrees"]
+__all__ = [
+    "Made",
+    "RoundedCopy",
+    "TriangularLinear",
+    "has_bfloat16",
+    "hidden_degrees",
+    "multiply_into",
+]
 
 PANEL = 64
 """Dimensions of a panel of the output layer and of the inversion, if not told otherwise."""
@@ -60,6 +68,46 @@ class _Panel:
         """The panel's (rows, columns) of a layer's flat weights, a view."""
         rows, columns = self.shape
         return flat[self.start : self.start + rows * columns].view(rows, columns)
+
+
+@functools.cache
+def has_bfloat16(device: str) -> bool:
+    """Whether a device ("cpu" or "cuda") of this machine has instructions for bfloat16 products."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # older versions of torch do not tell
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(can.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+class RoundedCopy:
+    """A weight in another precision, rounded again when it has changed, into the same memory."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._copy = torch.empty(0)
+
+    def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight itself if it has this precision, else its copy."""
+        weight = weight.detach()
+        if weight.dtype == dtype:
+            return weight
+        state = (weight._version, weight.data_ptr(), dtype)
+        if self._state != state:
+            kept = self._copy.shape == weight.shape and self._copy.device == weight.device
+            if not (kept and self._copy.dtype == dtype):
+                self._copy = torch.empty_like(weight, dtype=dtype)
+            self._copy.copy_(weight)
+            self._state = state
+        return self._copy
+
+
+def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out = a @ b``, also where ``out`` has another precision."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
 
 
 class TriangularLinear(nn.Module):
@@ -101,7 +149,7 @@ class TriangularLinear(nn.Module):
         reach = self.in_features**-0.5 if self.in_features else 0.0
         self.weight = nn.Parameter(torch.empty(start).uniform_(-reach, reach))
         self.bias = nn.Parameter(torch.empty(len(rows)).uniform_(-reach, reach))
-        self._rounded: tuple[Any, Tensor] | None = None
+        self._rounded = RoundedCopy()
         self.register_load_state_dict_post_hook(lambda layer, _: layer.apply_mask())  # type: ignore[no-untyped-call]
         self.apply_mask()
 
@@ -143,19 +191,9 @@ class TriangularLinear(nn.Module):
                 return panel.of(self.weight)[inside, :columns]
         raise IndexError(f"{rows} is not within one panel of {self.panels}")
 
-    def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The flat weights in another precision, rounded again when they have changed."""
-        weight = self.weight.detach()
-        if weight.dtype == dtype:
-            return weight
-        state = (weight._version, weight.data_ptr(), dtype)
-        if self._rounded is None or self._rounded[0] != state:
-            self._rounded = state, weight.to(dtype)
-        return self._rounded[1]
-
     def products(self, x: Tensor) -> Iterator[tuple[_Panel, Tensor, Tensor]]:
         """Panels with their weights and the part of the input (inputs, N) that they see."""
-        flat = self.weight_as(x.dtype)
+        flat = self._rounded(self.weight, x.dtype)
         for panel in self.panels:
             yield panel, panel.of(flat), x[: panel.columns]
 
@@ -172,7 +210,8 @@ class _TriangularProduct(torch.autograd.Function):
         y = x.new_empty(layer.out_features, x.shape[1])
         shift = bias.to(x.dtype)[:, None]
         for panel, matrix, seen in layer.products(x):
-            torch.addmm(shift[panel.rows], matrix, seen, out=y[panel.rows])
+            # not ``addmm``, which writes the broadcast bias to memory first
+            torch.mm(matrix, seen, out=y[panel.rows]).add_(shift[panel.rows])
         return y
 
     @staticmethod
@@ -183,15 +222,14 @@ class _TriangularProduct(torch.autograd.Function):
         want_x, want_weight, want_bias, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         grad_x = torch.zeros_like(x) if want_x else None
-        grad_weight = torch.empty_like(weight, dtype=x.dtype) if want_weight else None
+        grad_weight = torch.empty_like(weight) if want_weight else None
         for panel, matrix, seen in layer.products(x):
             if grad_x is not None:
                 grad_x[: panel.columns].addmm_(matrix.T, grad[panel.rows])
             if grad_weight is not None:
-                torch.mm(grad[panel.rows], seen.T, out=panel.of(grad_weight))
+                multiply_into(panel.of(grad_weight), grad[panel.rows], seen.T)
         if grad_weight is not None:
             layer.mask_edges(grad_weight)
-            grad_weight = grad_weight.to(weight.dtype)
         grad_bias = grad.sum(1, dtype=weight.dtype) if want_bias else None
         return grad_x, grad_weight, grad_bias, None
 
@@ -264,6 +302,7 @@ class Made(nn.Module):
             final = nn.Linear(context_hidden[-1], dim * self.outputs_per_dim, bias=False)
             nn.init.zeros_(final.weight)
             self.context_network = nn.Sequential(*layers, final)
+        self.rounded_context = RoundedCopy()
 
     @property
     def hidden_layers(self) -> list[TriangularLinear]:
@@ -293,7 +332,10 @@ class Made(nn.Module):
 
     def working_type(self, x: Tensor) -> torch.dtype:
         """The precision of the matrix products for inputs x."""
-        return torch.bfloat16 if self.precision == "bfloat16" else x.dtype
+        rounded = self.precision == "bfloat16" or (
+            self.precision == "auto" and has_bfloat16(x.device.type)
+        )
+        return torch.bfloat16 if rounded else x.dtype
 
     # --- the plain path, for comparison and for Pyro: samples first ---
 

@@ -129,8 +129,10 @@ class FlowParams(_Section):
         description="fused: triangular products and compiled splines; reference: the same numbers "
         "in plain torch, slow, for comparison"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        description="of the matrix products in the fast passes; inversions always use float32"
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        description="of the matrix products in the fast passes (weights, sums and splines stay "
+        "float32); auto: bfloat16 where the machine has instructions for it; inversions always "
+        "use float32"
     )
 
 

@@ -8,6 +8,7 @@ the gradient of all parameters of all samples never exists.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zdc_nb.made import Made, TriangularLinear
+from zdc_nb.made import Made, RoundedCopy, TriangularLinear, multiply_into
 from zdc_nb.splines import evaluate_splines, fill_gradients, solve_panel
 
 __all__ = ["Match", "forward_pass", "invert"]
@@ -46,6 +47,7 @@ class Match:
 @dataclass(frozen=True)
 class _Setting:
     layer: TriangularLinear
+    rounded_context: RoundedCopy
     outputs_per_dim: int
     bound: float
     inverse: bool
@@ -96,6 +98,7 @@ def forward_pass(
     extra, extra_weight = (None, None) if units is None else units
     setting = _Setting(
         network.last,
+        network.rounded_context,
         network.outputs_per_dim,
         bound,
         inverse,
@@ -143,20 +146,25 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         differentiate = with_gradients and any(ctx.needs_input_grad)
         whole = differentiate or setting.keep
         dims = len(inputs) if whole else max(p.shape[0] for p in setting.layer.panels) // per_dim
-        parameters = hidden.new_empty(dims, per_dim, samples)
+        parameters = inputs.new_empty(dims, per_dim, samples)
         outputs, logs = torch.empty_like(inputs), torch.empty_like(inputs)
         distance = inputs.new_zeros(setting.samples)
-        shift = bias.to(hidden.dtype)[:, None]
+        shift = bias[:, None]
         if extra is not None and extra_weight is not None:
-            extra, extra_weight = extra.to(hidden.dtype), extra_weight.to(hidden.dtype)
+            extra = extra.to(hidden.dtype)
+            extra_weight = setting.rounded_context(extra_weight, hidden.dtype)
         for panel, matrix, seen in setting.layer.products(hidden):
             here = setting.dims(panel.rows)
             part = parameters[here] if whole else parameters[: here.stop - here.start]
             flat = part.view(-1, samples)
-            torch.addmm(shift[panel.rows], matrix, seen, out=flat)
+            # not ``addmm``, which writes the broadcast bias to memory first
+            multiply_into(flat, matrix, seen)
+            repeats = flat.view(len(flat), -1, samples if extra is None else extra.shape[1])
             if extra is not None and extra_weight is not None:
-                repeats = flat.view(len(flat), -1, extra.shape[1])
-                repeats += (extra_weight[panel.rows] @ extra)[:, None]
+                common = extra_weight[panel.rows] @ extra
+                repeats += (common + shift[panel.rows])[:, None]
+            else:
+                flat += shift[panel.rows]
             evaluate_splines(
                 inputs[here], part, setting.bound, setting.inverse, outputs[here], logs[here]
             )
@@ -172,7 +180,7 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not setting.keep:
             # what lies in the buffer is of no use to anybody, and must not be kept alive
-            parameters = hidden.new_empty(0)
+            parameters = inputs.new_empty(0)
         return outputs, logs, parameters, distance
 
     @staticmethod
@@ -200,19 +208,23 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         if target is not None and grad_distance is not None:
             factor = grad_distance * (2 / (len(inputs) * setting.outputs_per_dim))
 
-        def empty(like: Tensor, wanted: str, dtype: torch.dtype | None = None) -> Tensor | None:
-            return torch.empty_like(like, dtype=dtype) if want[wanted] else None
+        def empty(
+            like: Tensor | None, wanted: str, dtype: torch.dtype | None = None
+        ) -> Tensor | None:
+            return (
+                torch.empty_like(like, dtype=dtype) if like is not None and want[wanted] else None
+            )
 
         layer, per_dim, samples = setting.layer, setting.outputs_per_dim, inputs.shape[1]
         grad_hidden = torch.zeros_like(hidden) if want["hidden"] else None
         grad_inputs = torch.empty_like(inputs)
-        grad_weight = empty(layer.weight, "weight", hidden.dtype)
+        grad_weight = empty(layer.weight, "weight")
         grad_bias = empty(bias, "bias")
         grad_extra = torch.zeros_like(extra) if want["extra"] else None
-        grad_extra_weight = empty(extra_weight, "extra_weight") if want["extra_weight"] else None
+        grad_extra_weight = empty(extra_weight, "extra_weight", inputs.dtype)
         grad_target = torch.zeros_like(target) if want["target"] and factor is not None else None
         buffer = torch.empty(
-            max(p.shape[0] for p in layer.panels), samples, dtype=hidden.dtype, device=inputs.device
+            max(p.shape[0] for p in layer.panels), samples, dtype=inputs.dtype, device=inputs.device
         )
         for panel, matrix, seen in layer.products(hidden):
             here = setting.dims(panel.rows)
@@ -237,29 +249,30 @@ class _OutputLayerAndSpline(torch.autograd.Function):
                 if grad_target is not None:
                     mine = slice(setting.first, setting.first + setting.samples)
                     torch.neg(difference, out=grad_target[here][..., mine])
-            if grad_weight is not None:
-                torch.mm(grad, seen.T, out=panel.of(grad_weight))
             if grad_bias is not None:
-                torch.sum(grad, 1, dtype=bias.dtype, out=grad_bias[panel.rows])
+                torch.sum(grad, 1, out=grad_bias[panel.rows])
+            rounded = grad.to(hidden.dtype)
+            if grad_weight is not None:
+                multiply_into(panel.of(grad_weight), rounded, seen.T)
             if grad_hidden is not None:
-                grad_hidden[: panel.columns].addmm_(matrix.T, grad)
+                grad_hidden[: panel.columns].addmm_(matrix.T, rounded)
             if extra is not None and (grad_extra is not None or grad_extra_weight is not None):
-                shared = grad.view(len(grad), -1, extra.shape[1])
-                shared = shared[:, 0] if shared.shape[1] == 1 else shared.sum(1)
+                # not ``sum``, which is slow along so short an axis
+                repeats = rounded.view(len(grad), -1, extra.shape[1]).unbind(1)
+                shared = functools.reduce(torch.add, repeats)
                 if grad_extra_weight is not None:
-                    torch.mm(shared, extra.T, out=grad_extra_weight[panel.rows])
+                    multiply_into(grad_extra_weight[panel.rows], shared, extra.T)
                 if grad_extra is not None:
                     grad_extra.addmm_(extra_weight[panel.rows].T, shared)
         if grad_weight is not None:
             layer.mask_edges(grad_weight)
-            grad_weight = grad_weight.to(layer.weight.dtype)
         return (
             grad_hidden,
             grad_inputs,
             grad_weight,
             grad_bias,
             None if grad_extra is None else grad_extra.to(inputs.dtype),
-            None if grad_extra_weight is None else grad_extra_weight.to(layer.weight.dtype),
+            grad_extra_weight,
             grad_target,
             None,
             None,
@@ -330,21 +343,19 @@ def invert(
         blocks = y.new_empty(max(len(layers) - 1, 1), final - done, final - done)
         inside = first.weight.new_empty(final - done, stop - start)
         if done < final:
-            torch.addmm(
-                first.bias[new, None], first.part(new, known), standard[:known], out=sums[0]
-            )
+            torch.mm(first.part(new, known), standard[:known], out=sums[0])
+            sums[0] += first.bias[new, None]
             inside = first.part(new, known + stop - start)[:, known:]
             # the last unit may see fewer than all dimensions of the panel
             inside = functional.pad(inside, (0, stop - start - inside.shape[1])).contiguous()
             for i, layer in enumerate(layers[1:]):
                 weights = layer.part(new, final)
-                torch.addmm(
-                    layer.bias[new, None], weights[:, :done], hidden[i, :done], out=sums[i + 1]
-                )
+                torch.mm(weights[:, :done], hidden[i, :done], out=sums[i + 1])
+                sums[i + 1] += layer.bias[new, None]
                 blocks[i] = weights[:, done:]
         rows = slice(start * per_dim, stop * per_dim)
         weights = last.part(rows, final)
-        base = torch.addmm(last.bias[rows, None], weights[:, :done], hidden[-1, :done])
+        base = torch.mm(weights[:, :done], hidden[-1, :done]).add_(last.bias[rows, None])
         if extra is not None and extra_units is not None:
             base.addmm_(extra[1][rows], extra_units)
         here = slice(start, stop)

@@ -109,7 +109,8 @@ def _plain_spline(
         c = -slope * rise
         # rounding may take it below zero at a knot; NaN stays NaN
         root = (b * b - 4 * a * c).clamp(min=0).sqrt()
-        t = 2 * c / (-b - root)
+        # of the two forms of the root, the one without a difference of nearly equal numbers
+        t = torch.where(b < 0, root - b, 2 * c) / torch.where(b < 0, 2 * a, -b - root)
     else:
         t = (values - x0) / width
     u = t * (1 - t)

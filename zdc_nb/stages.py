@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,8 @@ from zdc_nb.training import (
     Surrogate,
     choose_device,
     distil_student,
+    distillation_step,
+    likelihood_step,
     load_surrogate,
     read_made_with,
     save_surrogate,
@@ -51,6 +53,8 @@ __all__ = [
     "make_teacher",
     "ready_teacher",
     "samplers",
+    "training_steps",
+    "training_work",
 ]
 
 
@@ -246,3 +250,38 @@ def samplers(study: Study) -> dict[str, Callable[[int], object]]:
         "teacher": sampler(load_model(study, subset, "teacher")),
         "student": sampler(load_model(study, subset, setup)),
     }
+
+
+def training_steps(study: Study) -> dict[str, Callable[[int], object]]:
+    """A training step of teacher and student of ``study.speed``, with both engines.
+
+    As functions that make one on a batch of a given size: loss, gradients and optimiser, on copies
+    of the trained weights, with responses of the test split. Names are ``<model> <engine>``.
+    """
+    subset, setup = study.speed.subset, study.speed.setup
+    test = load_split(study, subset)[2]
+
+    def steps(engine: Literal["fused", "reference"]) -> dict[str, Callable[[int], object]]:
+        teacher = load_model(study, subset, "teacher").with_engine(engine)
+        student = load_model(study, subset, setup).with_engine(engine)
+        master = teacher.with_engine(engine)
+        return {
+            f"teacher {engine}": likelihood_step(teacher, test, study.seed),
+            f"student {engine}": distillation_step(master, student, test, study.seed),
+        }
+
+    return {**steps("fused"), **steps("reference")}
+
+
+def training_work(study: Study) -> dict[str, int]:
+    """How many responses all teachers and all students of the study were trained on.
+
+    A response counts once for each epoch.
+    """
+    work = {"teacher": 0, "student": 0}
+    for subset in study.subsets:
+        for model in ("teacher", *study.setups):
+            kind = "teacher" if model == "teacher" else "student"
+            batch = study.teacher.batch if kind == "teacher" else study.student.batch
+            work[kind] += int(load_history(study, subset, model)["step"].max()) * batch
+    return work

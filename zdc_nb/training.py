@@ -6,9 +6,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,9 @@ __all__ = [
     "choose_device",
     "combined_loss",
     "distil_student",
+    "distillation_step",
     "distillation_terms",
+    "likelihood_step",
     "load_surrogate",
     "read_made_with",
     "save_surrogate",
@@ -99,6 +101,13 @@ class Surrogate:
     def conditions(self, events: Events) -> Tensor:
         """(N, C) standardised conditions of ``events`` on the flow's device."""
         return self.scaler(events, self.preprocessing).to(self.flow.device)
+
+    def with_engine(self, engine: Literal["fused", "reference"]) -> Surrogate:
+        """A copy that computes the same numbers the other way, see :class:`FlowParams`."""
+        architecture = self.architecture.model_copy(update={"engine": engine})
+        flow = type(self.flow)(self.flow.dim, self.flow.context, architecture, seed=0)
+        flow.load_state_dict(self.flow.state_dict())
+        return replace(self, flow=flow.to(self.flow.device), architecture=architecture)
 
     def generate(
         self, events: Events, seed: int, batch: int, progress: bool = False
@@ -266,8 +275,11 @@ def _fit(
             values = _finite(terms, what, epoch, step)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), params.gradient_clip)
+            gradients = [p.grad for p in flow.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
             _finite({"norm of the gradient": norm}, what, epoch, step)
+            if norm > params.gradient_clip:
+                torch.nn.utils.clip_grads_with_norm_(flow.parameters(), params.gradient_clip, norm)
             optimizer.step()
             scheduler.step()
             for name, value in values.items():
@@ -513,3 +525,57 @@ def distil_student(
         progress,
     )
     return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history
+
+
+# --- Single steps, to be timed ------------------------------------------------------------------
+
+
+def likelihood_step(surrogate: Surrogate, events: Events, seed: int) -> Callable[[int], Tensor]:
+    """A step of a teacher's training on a batch of a given size; returns the loss.
+
+    Responses are taken from the beginning of ``events``, again and again. The weights of
+    ``surrogate`` change.
+    """
+    teacher = surrogate.flow
+    if not isinstance(teacher, Teacher):
+        raise TypeError("likelihood_step: expected a teacher")
+    return _step(surrogate, events, seed, lambda x, _, c: -teacher.log_prob(x, c).mean() / DIM)
+
+
+def distillation_step(
+    teacher: Surrogate, student: Surrogate, events: Events, seed: int
+) -> Callable[[int], Tensor]:
+    """As :func:`likelihood_step`, of a student's training in the setup ``bs``."""
+    master, flow = teacher.flow, student.flow
+    if not (isinstance(master, Teacher) and isinstance(flow, Student)):
+        raise TypeError("distillation_step: expected a teacher and a student")
+    master.eval().requires_grad_(False)
+
+    def loss(x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
+        terms = distillation_terms(master, flow, x, z, condition)
+        return combined_loss(terms, torch.ones(len(x), device=x.device), 0.0)
+
+    return _step(student, events, seed, loss)
+
+
+def _step(
+    surrogate: Surrogate,
+    events: Events,
+    seed: int,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Callable[[int], Tensor]:
+    flow = surrogate.flow.train()
+    data = _Encoded(events, surrogate.scaler, surrogate.preprocessing, flow.device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6, fused=True)
+
+    def step(batch: int) -> Tensor:
+        x, condition = data(torch.arange(batch) % len(data), generator)
+        z = torch.randn(x.shape, generator=generator).to(x)
+        value = loss(x, z, condition)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step

@@ -1,0 +1,334 @@
+"""The benchmark: its peers compute what we do, its records say what was measured.
+
+No test asserts a time: machines are noisy.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from zdc_nb import bench_tables, benchmark, peers
+from zdc_nb.bench_params import CASES, BenchParams, load_bench
+from zdc_nb.benchmark import Benchmark, run_benchmark
+from zdc_nb.contenders import Ours, compulsory_bytes, useful_flop
+from zdc_nb.findings import benchmark_findings
+from zdc_nb.flows import Student, Teacher
+from zdc_nb.params import ParameterError, load_study
+from zdc_nb.peers import NflowsPeer, PyroPeer, dense_layers
+from zdc_nb.preprocessing import DIM
+
+ROOT = Path(__file__).parents[1]
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "dims": [9, 20],
+    "hiddens": [5, 24],
+    "batches": [1, 4],
+    "growth_batch": 4,
+    "passes": 3,
+    "runs": 3,
+    "seconds": 1e-6,
+    "product_size": 64,
+    "copy_mb": 1,
+}
+FLOW = load_study(ROOT / "params" / "smoke.yaml").flow
+BOUND, BINS = FLOW.bound, FLOW.bins
+PEERS = [PyroPeer, NflowsPeer]
+
+
+def tiny(folder: Path, **changes: Any) -> Path:
+    """A file of parameters for the smallest benchmark."""
+    content = yaml.safe_load((ROOT / "params" / "bench.yaml").read_text("utf-8"))
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**content, **TINY, **changes}), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> BenchParams:
+    return load_bench(tiny(tmp_path_factory.mktemp("bench")))
+
+
+@pytest.fixture(scope="module")
+def result(params: BenchParams) -> Benchmark:
+    return run_benchmark(params)
+
+
+def teacher(dim: int = 11, hidden: int = 7, seed: int = 0) -> Teacher:
+    """A flow of one transform with weights large enough that nothing is near the identity."""
+    torch.manual_seed(seed)
+    changes = {"transforms": 1, "blocks": 2, "hidden": hidden, "context_hidden": []}
+    flow = Teacher(dim, 1, FLOW.model_copy(update=changes), seed=0)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(2)
+    return flow.eval()
+
+
+def points(flow: Teacher, n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return torch.randn(n, flow.dim) * 4, torch.zeros(n, 1)
+
+
+@pytest.mark.parametrize("hidden", [4, 30])
+@torch.no_grad()
+def test_pyro_with_our_weights_computes_our_density(hidden: int) -> None:
+    flow = teacher(hidden=hidden)
+    x, condition = points(flow)
+    peer = PyroPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    expected = flow.log_prob(x, condition)
+    torch.testing.assert_close(peer.log_prob(x, condition), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [4, 30])
+@torch.no_grad()
+def test_nflows_with_our_weights_computes_our_density(hidden: int) -> None:
+    flow = teacher(hidden=hidden)
+    x, condition = points(flow)
+    peer = NflowsPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    expected = flow.log_prob(x, condition)
+    # its splines end with a slope of 1, ours and Pyro's with 0.999
+    torch.testing.assert_close(peer.log_prob(x, condition), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", PEERS)
+@torch.no_grad()
+def test_all_passes_of_a_peer_invert_its_flow(kind: Callable[..., Any]) -> None:
+    flow = teacher()
+    x, condition = points(flow)
+    peer = kind(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    one_pass = peer.inversion_pass(peer.to_latent(x, condition), condition)
+    found = torch.zeros_like(x)
+    for _ in range(flow.dim):
+        found = one_pass(found)
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", PEERS)
+@torch.no_grad()
+def test_an_iaf_of_a_peer_is_its_transform_run_the_fast_way(kind: Callable[..., Any]) -> None:
+    flow = teacher()
+    _, condition = points(flow)
+    peer = kind(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    torch.manual_seed(1)
+    drawn = peer.sample_iaf(condition)
+    torch.manual_seed(1)
+    noise = torch.randn(len(condition), flow.dim)
+    torch.testing.assert_close(drawn, peer.to_latent(noise, condition), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_ours_and_of_pyro_are_independent() -> None:
+    flow = teacher()
+    layers = dense_layers(flow.networks[0])
+    before = [parameter.clone() for parameter in flow.parameters()]
+    for layer in layers:
+        layer.weight.zero_()
+        layer.bias.zero_()
+    for parameter, old in zip(flow.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+def test_useful_work_is_a_product_for_each_allowed_weight_and_use() -> None:
+    dim, hidden = 6, 5
+    layers = dense_layers(teacher(dim, hidden).networks[0])
+    degrees = [round(i * (dim - 1) / (hidden - 1)) for i in range(hidden)]
+    inputs = [0, *range(1, dim + 1)]
+    first = sum(u >= i for u, i in product(degrees, inputs))
+    of_condition = hidden
+    between = 2 * sum(u >= v for u, v in product(degrees, degrees))
+    last = (3 * BINS - 1) * sum(d >= u for d, u in product(range(dim), degrees))
+    allowed = first + between + last
+    assert sum(int(layer.mask.sum()) for layer in layers) == allowed
+    for case in ("density", "teacher_sample", "student_sample", "student_likelihood"):
+        assert useful_flop(case, layers) == 2 * allowed
+    step = 2 * (allowed + allowed + between + last)
+    assert useful_flop("train_step", layers) == step
+    back = 2 * (allowed + allowed - of_condition)
+    assert useful_flop("distil_step", layers) == 2 * allowed + 2 * step + back
+
+
+def test_least_traffic_by_hand() -> None:
+    # 10 weights, 2 samples of 3 dimensions read and written
+    data = 2 * 2 * 3 * 4
+    assert compulsory_bytes("density", 10, 3, 2, 2) == 10 * 2 + data
+    adam = 10 * 4 * 8
+    assert compulsory_bytes("train_step", 10, 3, 2, 4) == 2 * 10 * 4 + adam + data
+
+
+def test_records_have_exactly_the_fields_and_cover_the_grid(
+    result: Benchmark, params: BenchParams
+) -> None:
+    table = bench_tables.records_table(result.records)
+    assert list(table.columns[:-1]) == [
+        "case",
+        "contender",
+        "device",
+        "dtype",
+        "dim",
+        "hidden",
+        "batch",
+        "ms_per_sample",
+        "runs",
+        "peak_mb",
+        "extrapolated_from",
+    ]
+    keys = ["case", "name", "dim", "hidden", "batch"]
+    assert not table.duplicated(keys).any()
+    assert not result.left_out
+    cells = {(9, 24, 4), *product([20], [5, 24], [1, 4])}
+    assert {(dim, hidden, n) for dim, hidden, ns in params.grid() for n in ns} == cells
+    for contender in ("ours", "ours-reference", "nflows", "pyro"):
+        found = table[(table["contender"] == contender) & (table["dtype"] == "float32")]
+        assert set(found[["dim", "hidden", "batch"]].itertuples(index=False, name=None)) == cells
+        # the distillation has channels, which only the whole detector has
+        assert set(found["case"]) == set(CASES) - {"distil_step"}
+    assert (table["ms_per_sample"] > 0).all()
+    assert (table["runs"] == 3).all()
+    assert (table["device"] == "cpu").all()
+    assert set(table["dtype"]) <= {"float32", "bfloat16"}
+
+
+def test_every_extrapolated_loop_is_marked(result: Benchmark) -> None:
+    for record in result.records:
+        loop = record.case in {"teacher_sample", "student_likelihood"}
+        expected = 3 if loop and record.contender != "ours" else None
+        assert record.extrapolated_from == expected
+    times = bench_tables.times_table(bench_tables.records_table(result.records)).reset_index()
+    loops = times["case"].isin(["teacher_sample", "student_likelihood"])
+    for column in ("ours (ms)", "ours-reference (ms)", "nflows (ms)", "pyro (ms)"):
+        marked = times[column].str.endswith("*")
+        assert marked.equals(loops & (column != "ours (ms)"))
+    assert "**extrapolated** from 3 passes" in benchmark_findings(result)
+
+
+def test_contenders_with_equal_weights_agree(result: Benchmark) -> None:
+    assert {check.contender for check in result.checks} == {
+        "ours",
+        "ours-reference",
+        "nflows",
+        "pyro",
+    }
+    for check in result.checks:
+        if check.dtype == "float32":
+            assert check.log_density < 1e-4
+            assert check.inversion is not None
+            assert check.inversion < 1e-3
+
+
+def test_the_median_of_a_pass_stands_for_each_of_the_d_passes(
+    monkeypatch: pytest.MonkeyPatch, params: BenchParams, result: Benchmark
+) -> None:
+    group = benchmark._Group(9, 5, ("teacher_sample",), [], params, result.machine, result)
+    flow = Ours(9, 5, params, "fused", "float32", "cpu")
+    job = benchmark._Job("teacher_sample", flow, lambda: None, passes=9, calls=3)
+    clock = iter([0.004, 0.002, 0.9])
+    monkeypatch.setattr(benchmark, "time_call", lambda *_: next(clock))
+    group._take_turns([job])
+    record = group._record(job, batch=2)
+    assert record.ms_per_sample == pytest.approx(9 * 4 / 2)
+    assert (record.runs, record.extrapolated_from) == (3, 3)
+
+
+def test_contenders_take_turns_whatever_their_number_of_runs(
+    params: BenchParams, result: Benchmark
+) -> None:
+    group = benchmark._Group(9, 5, ("density",), [], params, result.machine, result)
+    order: list[str] = []
+    flow = Ours(9, 5, params, "fused", "float32", "cpu")
+    jobs = [
+        benchmark._Job("density", flow, lambda name=name: order.append(name), 1, calls=calls)  # type: ignore[misc]
+        for name, calls in (("a", 4), ("b", 2))
+    ]
+    group._take_turns(jobs)
+    assert "".join(order) == "aabaab"
+
+
+def test_what_would_take_too_long_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    params = load_bench(tiny(tmp_path, dims=[DIM], hiddens=[4], batches=[1, 4], longest=0.002))
+    result = run_benchmark(params)
+    left = bench_tables.left_out_table(result)
+    assert {"teacher_sample", "student_likelihood"} <= set(left["case"])
+    assert left["reason"].str.contains("would take").all()
+    ran = {(r.case, r.contender, r.dtype, r.dim, r.hidden, r.batch) for r in result.records}
+    assert ran.isdisjoint(left.drop(columns="reason").itertuples(index=False, name=None))
+    assert "Left out" in benchmark_findings(result)
+
+
+def test_targets_are_named_even_where_not_measured(result: Benchmark) -> None:
+    targets = bench_tables.targets_table(result)
+    assert list(targets.columns) == ["target", "wanted", "measured", "met"]
+    assert len(targets) == 9
+    # no batch of 256 here
+    assert (targets["measured"] == "not measured").sum() >= 6
+    assert (targets["met"].eq("") == targets["measured"].eq("not measured")).all()
+
+
+def test_student_of_the_benchmark_has_the_teachers_weights(params: BenchParams) -> None:
+    ours = Ours(9, 5, params, "fused", "float32", "cpu")
+    assert isinstance(ours.student, Student)
+    for mine, theirs in zip(ours.student.parameters(), ours.teacher.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peers": ["zuko"]}, "peers"),
+        ({"batches": [1, 1]}, "each value once"),
+        ({"growth_batch": 3}, "growth_batch"),
+        ({"warmup": 1}, "warmup"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        load_bench(tiny(tmp_path, **changes))
+
+
+def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nflows.flows", None)
+    flow = teacher()
+    with pytest.raises(peers.PeerError, match="make bench"):
+        NflowsPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+
+
+def test_notebook_writes_records_and_figures(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "zdc_nb").symlink_to(ROOT / "zdc_nb")
+    file = tiny(tmp_path, reports="results")
+    notebook = ROOT / "notebooks" / "07_benchmark.ipynb"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", str(notebook), "out.ipynb"),
+            *("--kernel", "python3", "-r", "bench", file.name),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "tiny"
+    records = json.loads((folder / "bench.json").read_text("utf-8"))
+    assert set(records[0]) == set(benchmark.Record.__dataclass_fields__)
+    context = json.loads((folder / "context.json").read_text("utf-8"))
+    assert set(context) == {"machine", "products", "checks", "left_out", "parameters"}
+    assert len(pd.read_csv(folder / "tables" / "targets.csv")) == 9
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "batch.png",
+        "growth.png",
+        "roofline.png",
+    }
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    errors = [out for cell in cells for out in cell.get("outputs", []) if "stderr" in str(out)]
+    assert not errors

@@ -1,0 +1,203 @@
+"""The benchmark's results as tables and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from zdc_nb.bench_params import CASES, BenchParams
+from zdc_nb.benchmark import Benchmark, LeftOut, Record
+from zdc_nb.contenders import compulsory_bytes
+from zdc_nb.storage import write_csv, write_text
+
+__all__ = [
+    "checks_table",
+    "left_out_table",
+    "memory_table",
+    "records_table",
+    "roofline_table",
+    "targets_table",
+    "times_table",
+    "write_results",
+]
+
+
+def records_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The records as columns, and ``name``: the contender with its precision."""
+    table = pd.DataFrame(
+        [asdict(record) for record in records], columns=list(Record.__dataclass_fields__)
+    )
+    short = table["dtype"].map({"float32": "", "bfloat16": " bf16"})
+    return table.assign(name=table["contender"] + short)
+
+
+def times_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds a sample, a column for each contender, and its ratio to ours.
+
+    Extrapolated times are marked with ``*``. Rows are cases by network and batch size; the index
+    is (case, dim, hidden, batch). Cells that did not run are empty.
+    """
+    index = ["case", "dim", "hidden", "batch"]
+    names = list(dict.fromkeys(table["name"]))
+    rows = []
+    for key, part in table.groupby(index, sort=False):
+        times = part.set_index("name")["ms_per_sample"]
+        stars = part.set_index("name")["extrapolated_from"].notna()
+        row = dict(zip(index, key, strict=True))
+        for name in names:
+            if name in times:
+                row[f"{name} (ms)"] = f"{times[name]:.3g}" + "*" * bool(stars[name])
+        for name in names:
+            if name in times and name != "ours" and "ours" in times:
+                row[f"{name} / ours"] = f"{times[name] / times['ours']:.3g}"
+        rows.append(row)
+    columns = [f"{name} (ms)" for name in names]
+    columns += [f"{name} / ours" for name in names if name != "ours"]
+    wide = pd.DataFrame(rows, columns=[*index, *columns]).fillna("")
+    order = pd.Categorical(wide["case"], list(CASES))
+    return wide.iloc[
+        np.lexsort((wide["batch"], wide["hidden"], wide["dim"], order.codes))
+    ].set_index(index)
+
+
+def roofline_table(result: Benchmark) -> pd.DataFrame:
+    """The table of the records with ``intensity`` (FLOP / byte) and ``useful_gflops`` (GFLOP/s).
+
+    Both count what the case needs at least (:func:`useful_flop`, :func:`compulsory_bytes`), so a
+    contender that computes more shows as a lower rate and not as more work done.
+    """
+    table = records_table(result.records)
+    flop = [
+        result.flop[case, dim, hidden]
+        for case, dim, hidden in zip(table["case"], table["dim"], table["hidden"], strict=True)
+    ]
+    moved = [
+        compulsory_bytes(
+            row.case,
+            result.allowed[row.dim, row.hidden],
+            row.dim,
+            row.batch,
+            4 if row.dtype == "float32" else 2,
+        )
+        for row in result.records
+    ]
+    return table.assign(
+        intensity=np.array(flop) * table["batch"] / np.array(moved),
+        useful_gflops=np.array(flop) / table["ms_per_sample"] / 1e6,
+    )
+
+
+def targets_table(result: Benchmark) -> pd.DataFrame:
+    """What this project is meant to reach, and what it reached here.
+
+    Ratios of medians of one run, for the largest network: columns target, wanted, measured, met.
+    ``measured`` is empty, and ``met`` too, where one of the two did not run.
+    """
+    table = records_table(result.records)
+    dim = table["dim"].max()
+    hidden = table.loc[table["dim"] == dim, "hidden"].max()
+    here = table[(table["dim"] == dim) & (table["hidden"] == hidden)]
+    by = here.set_index(["case", "name", "batch"])
+
+    def value(column: str, case: str, name: str, batch: int) -> float:
+        key = (case, name, batch)
+        return float(by.loc[key, column]) if key in by.index else math.nan
+
+    def times(case: str, batch: int, name: str = "ours", peer: str = "nflows") -> float:
+        return value("ms_per_sample", case, peer, batch) / value("ms_per_sample", case, name, batch)
+
+    def memory(case: str, batch: int) -> float:
+        return value("peak_mb", case, "ours", batch) / value("peak_mb", case, "nflows", batch)
+
+    teacher_to_student = value("ms_per_sample", "teacher_sample", "ours", 256) / value(
+        "ms_per_sample", "student_sample", "ours", 256
+    )
+    products = result.products
+    share = (products.useful_gflops or math.nan) / products.plain_gflops
+    at_least, at_most = "at least", "at most"
+    rows = [
+        (
+            "teacher sampling, batch 256: nflows* / ours",
+            at_least,
+            2000,
+            times("teacher_sample", 256),
+        ),
+        ("teacher sampling, batch 1: nflows* / ours", at_least, 3000, times("teacher_sample", 1)),
+        ("teacher / student sampling of ours, batch 256", at_most, 2, teacher_to_student),
+        ("density pass, batch 256: nflows / ours", at_least, 3, times("density", 256)),
+        ("training step, batch 256: nflows / ours", at_least, 3, times("train_step", 256)),
+        ("its peak memory: ours / nflows", at_most, 1, memory("train_step", 256)),
+        ("student sampling, batch 256: nflows / ours", at_least, 3, times("student_sample", 256)),
+        (
+            "student sampling, batch 256: nflows / ours in bf16",
+            at_least,
+            5,
+            times("student_sample", 256, "ours bf16"),
+        ),
+        ("useful rate of the density pass's products / plain products", at_least, 0.7, share),
+    ]
+    targets = []
+    for target, bound, wanted, measured in rows:
+        known = math.isfinite(measured)
+        met = measured >= wanted if bound == at_least else measured <= wanted
+        targets.append(
+            {
+                "target": target,
+                "wanted": f"{bound} {wanted:g}",
+                "measured": f"{measured:.3g}" if known else "not measured",
+                "met": ("yes" if met else "no") if known else "",
+            }
+        )
+    return pd.DataFrame(targets)
+
+
+def checks_table(result: Benchmark) -> pd.DataFrame:
+    """The checks as a table, with a dash where an inversion in D passes would take too long."""
+    table = pd.DataFrame([asdict(check) for check in result.checks])
+    for column in ("log_density", "inversion"):
+        table[column] = [f"{value:.1e}" if pd.notna(value) else "-" for value in table[column]]
+    return table
+
+
+def left_out_table(result: Benchmark) -> pd.DataFrame:
+    """What did not run and why."""
+    return pd.DataFrame(
+        [asdict(item) for item in result.left_out], columns=list(LeftOut.__dataclass_fields__)
+    )
+
+
+def memory_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Peak memory (MB) of a call, a column for each contender; index as in :func:`times_table`."""
+    index = ["case", "dim", "hidden", "batch"]
+    known = table[table["peak_mb"].notna()]
+    wide = known.pivot(index=index, columns="name", values="peak_mb")
+    wide = wide[[name for name in dict.fromkeys(table["name"]) if name in wide]]
+    text = wide.map("{:.3g}".format).replace("nan", "")
+    order = sorted(text.index, key=lambda key: (list(CASES).index(key[0]), *key[1:]))
+    return text.loc[order]
+
+
+def write_results(result: Benchmark, params: BenchParams) -> None:
+    """Write ``bench.json``, a list of records, and ``context.json``, all else, and two tables."""
+    folder = params.folder
+    write_text(_json([asdict(record) for record in result.records]), folder / "bench.json")
+    rest = {
+        "machine": asdict(result.machine),
+        "products": asdict(result.products),
+        "checks": [asdict(check) for check in result.checks],
+        "left_out": [asdict(item) for item in result.left_out],
+        "parameters": params.model_dump(),
+    }
+    write_text(_json(rest), folder / "context.json")
+    table = records_table(result.records)
+    write_csv(times_table(table).reset_index(), folder / "tables" / "times.csv")
+    write_csv(targets_table(result), folder / "tables" / "targets.csv")
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
