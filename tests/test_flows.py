@@ -28,6 +28,7 @@ from zdc_nb.splines import rational_quadratic_spline
 
 PARAMS = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml").flow
 CONTEXT = 3
+ROUNDED = {"hidden": 20, "context_hidden": [8], "precision": "bfloat16"}
 
 
 def flow(kind, dim=12, seed=0, **changes):
@@ -460,3 +461,28 @@ def test_rounded_gradients_point_the_same_way():
 
     cosine = torch.nn.functional.cosine_similarity(gradient(exact), gradient(rounded), dim=0)
     assert float(cosine) > 0.99
+
+
+def test_rounded_weights_follow_every_optimiser():
+    # fused ones write to the weights without counting up their version
+    model = flow(Teacher, dim=70, context_hidden=[8])
+    for network in model.networks:
+        network.precision = "bfloat16"
+    x, context = points(20, 70)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        loss = model.log_prob(x, context).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh = Teacher(70, CONTEXT, PARAMS.model_copy(update=ROUNDED), seed=1).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model.log_prob(x, context), fresh.log_prob(x, context))
+    frozen = model.requires_grad_(False)
+    first = frozen.log_prob(x, context)
+    assert torch.equal(first, frozen.log_prob(x, context))
+    for network in frozen.networks:
+        network.last.weight.zero_()
+        assert network.context_network is not None
+        network.context_network[-1].weight.mul_(2)
+    assert not torch.equal(first, frozen.log_prob(x, context))

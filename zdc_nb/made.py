@@ -81,7 +81,11 @@ def has_bfloat16(device: str) -> bool:
 
 
 class RoundedCopy:
-    """A weight in another precision, rounded again when it has changed, into the same memory."""
+    """A weight in another precision, always rounded into the same memory.
+
+    The copy of a weight that is being trained is made again at every call: fused optimisers do not
+    count up a tensor's version. The copy of a frozen one is kept until its version changes.
+    """
 
     def __init__(self) -> None:
         self._state: object = None
@@ -89,15 +93,14 @@ class RoundedCopy:
 
     def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight itself if it has this precision, else its copy."""
-        weight = weight.detach()
         if weight.dtype == dtype:
-            return weight
+            return weight.detach()
         state = (weight._version, weight.data_ptr(), dtype)
-        if self._state != state:
+        if weight.requires_grad or self._state != state:
             kept = self._copy.shape == weight.shape and self._copy.device == weight.device
             if not (kept and self._copy.dtype == dtype):
-                self._copy = torch.empty_like(weight, dtype=dtype)
-            self._copy.copy_(weight)
+                self._copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+            self._copy.copy_(weight.detach())
             self._state = state
         return self._copy
 

@@ -150,9 +150,10 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         outputs, logs = torch.empty_like(inputs), torch.empty_like(inputs)
         distance = inputs.new_zeros(setting.samples)
         shift = bias[:, None]
+        factor = torch.empty(0)
         if extra is not None and extra_weight is not None:
             extra = extra.to(hidden.dtype)
-            extra_weight = setting.rounded_context(extra_weight, hidden.dtype)
+            factor = setting.rounded_context(extra_weight, hidden.dtype)
         for panel, matrix, seen in setting.layer.products(hidden):
             here = setting.dims(panel.rows)
             part = parameters[here] if whole else parameters[: here.stop - here.start]
@@ -160,8 +161,8 @@ class _OutputLayerAndSpline(torch.autograd.Function):
             # not ``addmm``, which writes the broadcast bias to memory first
             multiply_into(flat, matrix, seen)
             repeats = flat.view(len(flat), -1, samples if extra is None else extra.shape[1])
-            if extra is not None and extra_weight is not None:
-                common = extra_weight[panel.rows] @ extra
+            if extra is not None:
+                common = factor[panel.rows] @ extra
                 repeats += (common + shift[panel.rows])[:, None]
             else:
                 flat += shift[panel.rows]
@@ -204,9 +205,9 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         zero = torch.zeros_like(inputs)
         grad_outputs = zero if grad_outputs is None else grad_outputs.contiguous()
         grad_logs = zero if grad_logs is None else grad_logs.contiguous()
-        factor = None
+        pull = None
         if target is not None and grad_distance is not None:
-            factor = grad_distance * (2 / (len(inputs) * setting.outputs_per_dim))
+            pull = grad_distance * (2 / (len(inputs) * setting.outputs_per_dim))
 
         def empty(
             like: Tensor | None, wanted: str, dtype: torch.dtype | None = None
@@ -221,8 +222,10 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         grad_weight = empty(layer.weight, "weight")
         grad_bias = empty(bias, "bias")
         grad_extra = torch.zeros_like(extra) if want["extra"] else None
-        grad_extra_weight = empty(extra_weight, "extra_weight", inputs.dtype)
-        grad_target = torch.zeros_like(target) if want["target"] and factor is not None else None
+        grad_extra_weight = empty(extra_weight, "extra_weight")
+        if extra is not None:
+            extra_weight = setting.rounded_context(extra_weight, hidden.dtype)
+        grad_target = torch.zeros_like(target) if want["target"] and pull is not None else None
         buffer = torch.empty(
             max(p.shape[0] for p in layer.panels), samples, dtype=inputs.dtype, device=inputs.device
         )
@@ -243,8 +246,8 @@ class _OutputLayerAndSpline(torch.autograd.Function):
             )
             if grad_kept is not None:
                 by_dim += grad_kept[here]
-            if factor is not None:
-                difference = _difference(parameters[here], target, here, setting).mul_(factor)
+            if pull is not None:
+                difference = _difference(parameters[here], target, here, setting).mul_(pull)
                 by_dim[..., : setting.samples] += difference
                 if grad_target is not None:
                     mine = slice(setting.first, setting.first + setting.samples)
@@ -256,14 +259,11 @@ class _OutputLayerAndSpline(torch.autograd.Function):
                 multiply_into(panel.of(grad_weight), rounded, seen.T)
             if grad_hidden is not None:
                 grad_hidden[: panel.columns].addmm_(matrix.T, rounded)
-            if extra is not None and (grad_extra is not None or grad_extra_weight is not None):
-                # not ``sum``, which is slow along so short an axis
-                repeats = rounded.view(len(grad), -1, extra.shape[1]).unbind(1)
-                shared = functools.reduce(torch.add, repeats)
-                if grad_extra_weight is not None:
-                    multiply_into(grad_extra_weight[panel.rows], shared, extra.T)
-                if grad_extra is not None:
-                    grad_extra.addmm_(extra_weight[panel.rows].T, shared)
+            if extra is not None:
+                _add_context_gradients(
+                    extra, extra_weight[panel.rows], rounded, grad_extra,
+                    None if grad_extra_weight is None else grad_extra_weight[panel.rows],
+                )  # fmt: skip
         if grad_weight is not None:
             layer.mask_edges(grad_weight)
         return (
@@ -277,6 +277,22 @@ class _OutputLayerAndSpline(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_context_gradients(
+    extra: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    grad_extra: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    """What a panel's gradients (rows, R * N) mean for the context network's end."""
+    # not ``sum``, which is slow along so short an axis
+    shared = functools.reduce(torch.add, grad.view(len(grad), -1, extra.shape[1]).unbind(1))
+    if grad_weight is not None:
+        multiply_into(grad_weight, shared, extra.T)
+    if grad_extra is not None:
+        grad_extra.addmm_(weight.T, shared)
 
 
 def _difference(part: Tensor, target: Tensor, here: slice, setting: _Setting) -> Tensor:
