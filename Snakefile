@@ -221,15 +221,14 @@ rule shower_shapes:
 
 rule speed:
     message:
-        "speed of sampling, alone on all cores"
+        "speed, alone on all cores"
     input:
-        results(STUDY.speed.subset, "teacher")["model"],
-        results(STUDY.speed.subset, STUDY.speed.setup)["model"],
+        all_results(),
         notebook="notebooks/06_speed.ipynb",
         data=DATA,
     output:
         notebook=EXECUTED + "06_speed.ipynb",
-        table=REPORTS + "/tables/speed.csv",
+        tables=expand(REPORTS + "/tables/{table}.csv", table=("speed", "training_speed")),
     log:
         LOGS + "06_speed.log",
     params:

@@ -133,6 +133,17 @@ def test_speed_table_is_tidy_and_complete(study: Study) -> None:
     assert (table["ms_per_sample"] > 0).all()
 
 
+def test_training_speed_compares_both_engines(study: Study) -> None:
+    table = pd.read_csv(study.reports / "tables" / "training_speed.csv")
+    assert set(zip(table["model"], table["engine"], strict=True)) == {
+        (model, engine) for model in ("teacher", "student") for engine in ("fused", "reference")
+    }
+    assert (table["ms_per_sample"] > 0).all()
+    work = table.groupby("model")["responses"].first()
+    # as many epochs each, but a student for every setup
+    assert 0 < work["teacher"] < work["student"]
+
+
 def test_index_page_leads_everywhere(study: Study) -> None:
     page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
     links = [str(a["href"]) for a in page.select("a")] + [str(i["src"]) for i in page.select("img")]

@@ -19,7 +19,12 @@ from zdc_nb.evaluation import (
     table1,
     table2,
 )
-from zdc_nb.findings import ablation_findings, shape_findings, speed_findings
+from zdc_nb.findings import (
+    ablation_findings,
+    engine_findings,
+    shape_findings,
+    speed_findings,
+)
 from zdc_nb.params import SETUPS, Study, load_study
 from zdc_nb.reports import ReportError, build_index, describe_failures, notebook_names
 
@@ -66,6 +71,10 @@ def write_results(study: Study) -> dict[str, pd.DataFrame]:
         "speed": pd.DataFrame(list(speed), columns=["model", "device", "batch"]),
     }
     tables["speed"]["ms_per_sample"] = rng.uniform(0.1, 20, len(tables["speed"]))
+    steps = itertools.product(("teacher", "student"), ("fused", "reference"))
+    tables["training_speed"] = pd.DataFrame(list(steps), columns=["model", "engine"]).assign(
+        ms_per_sample=[1.0, 4.0, 3.0, 9.0], responses=[3_600_000, 3_600_000, 7_200_000, 7_200_000]
+    )
     parts = list(itertools.product(study.subsets, ("train", "validation", "test")))
     tables["datasets"] = pd.DataFrame(parts, columns=["subset", "part"])
     tables["datasets"]["responses"] = range(1000, 1000 + len(parts))
@@ -158,10 +167,19 @@ def test_findings_are_those_of_the_tables(study: Study) -> None:
         ablation_findings(tables["table1"], tables["baselines"], tables["relative_changes"]),
         shape_findings(tables["table2"]),
         speed_findings(tables["speed"]),
+        engine_findings(tables["training_speed"]),
     ]
     boxes = page.select("div.findings")
     for markdown, box in zip(expected, boxes, strict=True):
         assert [item.get_text() for item in box.select("li")] == sentences(markdown)
+
+
+def test_what_speed_bought_is_added_up(study: Study) -> None:
+    text = engine_findings(write_results(study)["training_speed"])
+    # 3.6 million at 1 ms and 7.2 million at 3 ms are 1 + 6 hours; in plain torch 4 + 18
+    assert "take 7 hours, and in plain torch they would take 22." in text
+    assert "would have seen 32% of" in text
+    assert "ms, 3 times as long" in text
 
 
 def test_what_the_reference_leaves_out_is_told(study: Study) -> None:

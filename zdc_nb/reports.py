@@ -26,7 +26,12 @@ from pydantic import BaseModel
 
 from zdc_nb import __version__
 from zdc_nb.evaluation import METRICS, MODELS, published_table
-from zdc_nb.findings import ablation_findings, shape_findings, speed_findings
+from zdc_nb.findings import (
+    ablation_findings,
+    engine_findings,
+    shape_findings,
+    speed_findings,
+)
 from zdc_nb.params import SETUPS, SUBSETS, Study, load_study
 from zdc_nb.storage import write_text
 
@@ -151,6 +156,7 @@ def build_index(study: Study, file: str | Path) -> Path:
         ),
         table2_findings=_html(shape_findings(table2)),
         speed_findings=_html(speed_findings(speed)),
+        engine_findings=_html(engine_findings(_read_table(study, "training_speed"))),
         table1=_table1_layout(table1),
         table1_published=_table1_layout(published_table(1)),
         table2=_table2_layout(table2),

@@ -1,4 +1,4 @@
-"""How long teacher and student take to generate a response."""
+"""How long teacher and student take to generate a response, and to be trained on one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-__all__ = ["Sampler", "speed_ratio", "time_sampling"]
+from zdc_nb import stages
+from zdc_nb.params import Study
+
+__all__ = ["Sampler", "speed_ratio", "time_sampling", "time_training"]
 
 Sampler = Callable[[int], object]
 """Generates a batch of the given size; what it returns is not looked at."""
@@ -69,6 +72,23 @@ def speed_ratio(speed: pd.DataFrame, slow: str = "teacher", fast: str = "student
         index=["device", "batch"], columns="model", values="ms_per_sample", sort=False
     )
     return (times[slow] / times[fast]).rename("ratio").reset_index()
+
+
+def time_training(study: Study) -> pd.DataFrame:
+    """Median time of a training step for one response, with both engines, taking turns.
+
+    Returns
+    -------
+    Columns model (teacher, student), engine (fused, reference), device, batch, ms_per_sample, runs,
+    and responses: how many all models of this kind were trained on, each counted once an epoch.
+    """
+    batch = study.teacher.batch
+    steps = stages.training_steps(study)
+    times = time_sampling(steps, [batch], study.speed.runs, stages.device(study))
+    names = times["model"].str.split(" ", expand=True)
+    times = times.assign(model=names[0], engine=names[1])
+    times["responses"] = times["model"].map(stages.training_work(study))
+    return times
 
 
 def _seconds(sample: Sampler, batch: int, device: str) -> float:

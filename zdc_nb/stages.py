@@ -256,7 +256,8 @@ def training_steps(study: Study) -> dict[str, Callable[[int], object]]:
     """A training step of teacher and student of ``study.speed``, with both engines.
 
     As functions that make one on a batch of a given size: loss, gradients and optimiser, on copies
-    of the trained weights, with responses of the test split. Names are ``<model> <engine>``.
+    of the trained weights, with responses of the test split. Names are ``<model> <engine>``, with
+    ``fused`` and ``reference``.
     """
     subset, setup = study.speed.subset, study.speed.setup
     test = load_split(study, subset)[2]
