@@ -446,6 +446,13 @@ def test_rounded_products_stay_near():
     assert float((c.parameters[-1] - b.parameters[-1]).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("can", [False, True])
+def test_automatic_precision_is_what_the_machine_has(monkeypatch, can):
+    monkeypatch.setattr("zdc_nb.made.has_bfloat16", lambda _: can)
+    network = flow(Teacher, precision="auto").networks[0]
+    assert network.working_type(torch.zeros(1)) == (torch.bfloat16 if can else torch.float32)
+
+
 def test_rounded_gradients_point_the_same_way():
     exact, rounded = flow(Teacher, dim=150, hidden=90), flow(Teacher, dim=150, hidden=90)
     with torch.no_grad():

@@ -22,7 +22,9 @@ from zdc_nb.training import (
     choose_device,
     combined_loss,
     distil_student,
+    distillation_step,
     distillation_terms,
+    likelihood_step,
     load_surrogate,
     read_made_with,
     save_surrogate,
@@ -272,6 +274,23 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
         load_surrogate(path, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
         read_made_with(path)
+
+
+def test_a_step_lowers_the_same_loss_with_both_engines(parts, taught):
+    student, _ = distil_student(taught[0], parts[0], parts[1], tiny(), "all", "bs")
+    losses = []
+    for engine in ("fused", "reference"):
+        teacher = taught[0].with_engine(engine)
+        assert teacher.architecture.engine == engine
+        taught_step = likelihood_step(taught[0].with_engine(engine), parts[2], 1)
+        copied_step = distillation_step(teacher, student.with_engine(engine), parts[2], 1)
+        losses.append([float(step(20)) for step in (taught_step, taught_step, copied_step)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][0] != losses[0][1]
+    with pytest.raises(TypeError, match="a teacher"):
+        likelihood_step(student, parts[2], 1)
+    with pytest.raises(TypeError, match="a teacher and a student"):
+        distillation_step(student, student, parts[2], 1)
 
 
 def test_a_student_cannot_be_distilled_from_a_student(parts, taught):
