@@ -103,6 +103,8 @@ def _draw_roofs(axis: Axes, machine: Machine, ends: tuple[float, float]) -> None
             horizontalalignment="right",
             fontsize=8,
             color="0.3",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+            zorder=4,
         )
     axis.text(
         0.02,

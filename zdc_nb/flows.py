@@ -13,6 +13,7 @@ so every block sees its dimensions in its own autoregressive order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
     "marginal_parameters",
     "start_from_marginals",
     "start_from_teacher",
+    "stock_transform",
 ]
 
 
@@ -365,28 +367,15 @@ class Teacher(Flow):
         for i, network in enumerate(self.networks):
             if network.context_network is not None:
                 raise ValueError("stock Pyro has no context network: set context_hidden to []")
-            sizes = [network.bins, network.bins, network.bins - 1]
-            weights = network.dense_weights()
-            # widths below D are refused there, but its layers take any mask
-            hidden = [max(network.dim, len(network.degrees))] * len(network.hidden_layers)
-            identity: Any = torch.arange(network.dim)
-            stock = ConditionalAutoRegressiveNN(
-                network.dim, network.context, hidden, sizes, identity
-            )
-            stock.layers = nn.ModuleList()
-            for weight, bias, mask in weights:
-                layer = MaskedLinear(weight.shape[1], weight.shape[0], mask)
-                layer.load_state_dict({"weight": weight, "bias": bias, "mask": mask})
-                stock.layers.append(layer)
             if i > 0:
                 transforms.append(self._permutation(i - 1))
             transforms.append(
-                PyroConditional(
+                stock_transform(
+                    network.dense_weights(),
                     network.dim,
-                    stock.to(self.device),
-                    count_bins=network.bins,
-                    bound=self._typed_blocks[i].bound,
-                    order="quadratic",
+                    network.context,
+                    network.bins,
+                    self._typed_blocks[i].bound,
                 )
             )
         # these run from data to latent space, a Pyro distribution's the other way
@@ -460,6 +449,32 @@ class Student(Flow):
         """
         z, log_derivative = self._backwards(x.T.contiguous(), context)
         return _log_normal(z) + log_derivative
+
+
+def stock_transform(
+    layers: Sequence[tuple[Tensor, Tensor, Tensor]], dim: int, context: int, bins: int, bound: float
+) -> PyroConditional:
+    """Stock Pyro's transform, its own network included, with given weights.
+
+    Parameters
+    ----------
+    layers
+        weight, bias and mask of each layer as in :meth:`zdc_nb.made.Made.dense_weights`.
+    dim, context, bins, bound
+        dimensions D and C, bins K and limit of the splines.
+    """
+    identity: Any = torch.arange(dim)
+    # Its constructor refuses networks narrower than D. Nothing else in it depends on the width, so
+    # its layers are replaced by others of its own class.
+    network = ConditionalAutoRegressiveNN(dim, context, [dim], [bins, bins, bins - 1], identity)
+    network.layers = nn.ModuleList()
+    for weight, bias, mask in layers:
+        layer = MaskedLinear(weight.shape[1], weight.shape[0], mask)
+        layer.load_state_dict({"weight": weight, "bias": bias, "mask": mask})
+        network.layers.append(layer)
+    return PyroConditional(
+        dim, network.to(layers[0][0].device), count_bins=bins, bound=bound, order="quadratic"
+    )
 
 
 def _match(match: tuple[Passage, int] | None, block: int, samples: int) -> Match | None:

@@ -19,11 +19,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import ConditionalSplineAutoregressive
-from pyro.nn import ConditionalAutoRegressiveNN
-from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
 
+from zdc_nb.flows import stock_transform
 from zdc_nb.made import Made
 
 __all__ = ["Layer", "NflowsPeer", "PeerError", "PyroPeer", "dense_layers"]
@@ -80,20 +78,9 @@ class PyroPeer:
 
     def __init__(self, layers: list[Layer], dim: int, context: int, bins: int, bound: float):
         self.dim = dim
-        # Its constructor refuses networks narrower than D. Nothing else in it depends on the
-        # width, so the layers are replaced by others of its own class.
-        self.network: Any = ConditionalAutoRegressiveNN(
-            dim,
-            context,
-            [dim],
-            param_dims=[bins, bins, bins - 1],
-            permutation=torch.arange(dim),  # type: ignore[arg-type]
-        )
-        self.network.layers = nn.ModuleList(_pyro_layer(layer) for layer in layers)
-        self.network.to(layers[0].weight.device)
-        self.transform: Any = ConditionalSplineAutoregressive(
-            dim, self.network, count_bins=bins, bound=bound, order="quadratic"
-        )
+        weights = [(layer.weight, layer.bias, layer.mask.to(layer.weight)) for layer in layers]
+        self.transform: Any = stock_transform(weights, dim, context, bins, bound)
+        self.network: Any = self.transform.nn
 
     @property
     def module(self) -> nn.Module:
@@ -128,15 +115,6 @@ class PyroPeer:
         towards_data = [self.transform.condition(context)]
         flow: Any = dist.TransformedDistribution(self._base(), towards_data)
         return flow.sample((len(context),))  # type: ignore[no-any-return]
-
-
-def _pyro_layer(layer: Layer) -> MaskedLinear:
-    outputs, inputs = layer.weight.shape
-    made = MaskedLinear(inputs, outputs, layer.mask.to(layer.weight))
-    with torch.no_grad():
-        made.weight.copy_(layer.weight)
-        made.bias.copy_(layer.bias)
-    return made
 
 
 class NflowsPeer:
