@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 
 from zdc_nb import bench_tables, benchmark, peers
 from zdc_nb.bench_params import CASES, BenchParams, load_bench
-from zdc_nb.benchmark import Benchmark, run_benchmark
+from zdc_nb.benchmark import Benchmark, Record, run_benchmark
 from zdc_nb.contenders import Ours, compulsory_bytes, useful_flop
 from zdc_nb.findings import benchmark_findings
 from zdc_nb.flows import Student, Teacher
@@ -270,6 +271,40 @@ def test_targets_are_named_even_where_not_measured(result: Benchmark) -> None:
     # no batch of 256 here
     assert (targets["measured"] == "not measured").sum() >= 6
     assert (targets["met"].eq("") == targets["measured"].eq("not measured")).all()
+
+
+def test_targets_are_ratios_in_the_right_direction(result: Benchmark) -> None:
+    def record(case: Any, contender: Any, ms: float, **other: Any) -> Record:
+        fields = {"device": "cpu", "dtype": "float32", "dim": 1936, "hidden": 1452, "batch": 256}
+        fields |= {"runs": 3, "peak_mb": None, "extrapolated_from": None, **other}
+        return Record(case=case, contender=contender, ms_per_sample=ms, **fields)  # type: ignore[arg-type]
+
+    records = [
+        record("density", "ours", 1.0),
+        record("density", "nflows", 4.0),
+        record("train_step", "ours", 1.0, peak_mb=50.0),
+        record("train_step", "nflows", 2.0),  # memory is not known on every system
+        record("teacher_sample", "ours", 2.0),
+        record("teacher_sample", "nflows", 5000.0),
+        record("teacher_sample", "ours", 2.0, batch=1),
+        record("teacher_sample", "nflows", 5000.0, batch=1),
+        record("student_sample", "ours", 0.5),
+        record("student_sample", "ours", 0.2, dtype="bfloat16"),
+        record("student_sample", "nflows", 2.0),
+    ]
+    products = replace(result.products, useful_gflops=60.0, plain_gflops=100.0)
+    targets = bench_tables.targets_table(Benchmark(result.machine, products, records))
+    assert list(zip(targets["measured"], targets["met"], strict=True)) == [
+        ("2.5e+03", "yes"),  # teacher sampling: 5000 / 2, at least 2000
+        ("2.5e+03", "no"),  # one at once: at least 3000
+        ("4", "no"),  # teacher / student: 2 / 0.5, at most 2
+        ("4", "yes"),  # density
+        ("2", "no"),  # training step
+        ("not measured", ""),
+        ("4", "yes"),  # student sampling
+        ("10", "yes"),  # with rounded products
+        ("0.6", "no"),  # product rate
+    ]
 
 
 def test_student_of_the_benchmark_has_the_teachers_weights(params: BenchParams) -> None:

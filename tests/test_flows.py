@@ -1,6 +1,8 @@
 """Teacher and student against stock Pyro, integrals, gradients and each other."""
 
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pyro.distributions.transforms import ConditionalSplineAutoregressive as Sto
 from scipy.integrate import simpson
 from scipy.stats import chi2, kstest
 
+from zdc_nb import splines
 from zdc_nb.flows import (
     Passage,
     Student,
@@ -318,10 +321,55 @@ def test_starting_from_marginals_begins_near_independent_fibres():
     assert before < after - 20
 
 
-def test_dropout_is_refused_in_a_sequential_inversion():
-    teacher = flow(Teacher, dropout=0.5).train()
+@pytest.mark.parametrize("kind", [Teacher, Student])
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_dropout_is_refused_where_it_would_be_drawn(kind, engine):
+    model = flow(kind, dropout=0.5, engine=engine).train()
+    context = torch.zeros(2, CONTEXT)
     with pytest.raises(RuntimeError, match="evaluation mode"):
-        teacher.sample(torch.zeros(2, CONTEXT), torch.Generator())
+        model.sample(context, torch.Generator())
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        model._backwards(torch.zeros(12, 2), context)
+    assert model.eval().sample(context, torch.Generator()).shape == (2, 12)
+
+
+@pytest.mark.parametrize("kind", [Teacher, Student])
+def test_no_samples_are_no_trouble(kind):
+    model, none = flow(kind), torch.zeros(0, CONTEXT)
+    x = model.sample(none, torch.Generator())
+    assert x.shape == (0, 12)
+    assert model.log_prob(x, none).shape == (0,)
+
+
+def test_sampling_without_inference_tensors_in_the_way():
+    model = flow(Student, dim=70, **{k: v for k, v in ROUNDED.items() if k == "precision"})
+    z, context = points(4, 70)
+    with torch.inference_mode():
+        first = model.sample(context, torch.Generator().manual_seed(1))
+    passage = model.passage(z, context)
+    passage.log_derivative.sum().backward()
+    assert torch.equal(first, model.sample(context, torch.Generator().manual_seed(1)))
+
+
+def test_a_flow_can_be_pickled_and_copied():
+    model = flow(Teacher, precision="bfloat16")
+    x, context = points(4, 12)
+    expected = model.log_prob(x, context)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(other.log_prob(x, context), expected)
+
+
+@pytest.mark.parametrize("kind", [Teacher, Student])
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_panels_are_solved_alike_with_and_without_a_kernel(monkeypatch, kind, blocks):
+    # what devices without a kernel do, on the arguments of a real inversion
+    model = flow(kind, dim=150, hidden=90, blocks=blocks).double()
+    y, context = (t.double() for t in points(5, 150))
+    compiled = model._backwards(y.T.contiguous(), context)
+    monkeypatch.setattr("zdc_nb.passes.solve_panel", splines._plain_solve_panel)
+    plain = model._backwards(y.T.contiguous(), context)
+    for a, b in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 # --- The fused passes against the plain ones ---
@@ -454,13 +502,13 @@ def test_automatic_precision_is_what_the_machine_has(monkeypatch, can):
 
 
 def test_rounded_gradients_point_the_same_way():
-    exact, rounded = flow(Teacher, dim=150, hidden=90), flow(Teacher, dim=150, hidden=90)
+    exact, rounded = flow(Teacher, dim=700, hidden=90), flow(Teacher, dim=700, hidden=90)
     with torch.no_grad():
         for parameter in (*exact.parameters(), *rounded.parameters()):
             parameter.mul_(0.3)  # larger ones make for chaos that no rounding survives
     for network in rounded.networks:
         network.precision = "bfloat16"
-    x, context = points(50, 150)
+    x, context = points(50, 700)
 
     def gradient(model: Teacher) -> torch.Tensor:
         loss = model.log_prob(x / 3, context).mean()
@@ -485,8 +533,14 @@ def test_rounded_weights_follow_every_optimiser():
     fresh = Teacher(70, CONTEXT, PARAMS.model_copy(update=ROUNDED), seed=1).eval()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(model.log_prob(x, context), fresh.log_prob(x, context))
+    loss = model.log_prob(x, context).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    fresh.load_state_dict(model.state_dict())
     frozen = model.requires_grad_(False)
     first = frozen.log_prob(x, context)
+    assert torch.equal(first, fresh.log_prob(x, context))
     assert torch.equal(first, frozen.log_prob(x, context))
     for network in frozen.networks:
         network.last.weight.zero_()

@@ -73,7 +73,9 @@ def write_results(study: Study) -> dict[str, pd.DataFrame]:
     tables["speed"]["ms_per_sample"] = rng.uniform(0.1, 20, len(tables["speed"]))
     steps = itertools.product(("teacher", "student"), ("fused", "reference"))
     tables["training_speed"] = pd.DataFrame(list(steps), columns=["model", "engine"]).assign(
-        ms_per_sample=[1.0, 4.0, 3.0, 9.0], responses=[3_600_000, 3_600_000, 7_200_000, 7_200_000]
+        precision=["bfloat16", "float32"] * 2,
+        ms_per_sample=[1.0, 4.0, 3.0, 9.0],
+        responses=[3_600_000, 3_600_000, 7_200_000, 7_200_000],
     )
     parts = list(itertools.product(study.subsets, ("train", "validation", "test")))
     tables["datasets"] = pd.DataFrame(parts, columns=["subset", "part"])

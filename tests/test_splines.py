@@ -148,6 +148,23 @@ def test_knots_and_ends_are_hit_exactly(dtype, engine):
         assert torch.isfinite(logs).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "table"),
+    [
+        (torch.zeros(2, 5), torch.zeros(2, 23, 5, dtype=torch.float64)),
+        (torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, 23, 5)),
+        (torch.zeros(2, 5, dtype=torch.bfloat16), torch.zeros(2, 23, 5, dtype=torch.bfloat16)),
+        (torch.zeros(1, 5), torch.zeros(2, 23, 5)),
+        (torch.zeros(2, 4), torch.zeros(2, 23, 5)),
+    ],
+    ids=["double table", "single table", "all rounded", "rows", "columns"],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_does_not_go_together_is_refused(values, table, engine):
+    with pytest.raises(ValueError, match="expected inputs"):
+        rational_quadratic_spline(values, table, BOUND, engine=engine)
+
+
 def test_identity_parameters_give_the_identity():
     parameters = torch.zeros(7, 23, 1)
     parameters[:, 16:] = IDENTITY_DERIVATIVE

@@ -106,16 +106,24 @@ def targets_table(result: Benchmark) -> pd.DataFrame:
 
     def value(column: str, case: str, name: str, batch: int) -> float:
         key = (case, name, batch)
-        return float(by.loc[key, column]) if key in by.index else math.nan
+        # memory is not known everywhere
+        known = key in by.index and pd.notna(by.loc[key, column])
+        return float(by.loc[key, column]) if known else math.nan
+
+    def ratio(above: float, below: float) -> float:
+        return above / below if below else math.nan
 
     def times(case: str, batch: int, name: str = "ours", peer: str = "nflows") -> float:
-        return value("ms_per_sample", case, peer, batch) / value("ms_per_sample", case, name, batch)
+        return ratio(
+            value("ms_per_sample", case, peer, batch), value("ms_per_sample", case, name, batch)
+        )
 
     def memory(case: str, batch: int) -> float:
-        return value("peak_mb", case, "ours", batch) / value("peak_mb", case, "nflows", batch)
+        return ratio(value("peak_mb", case, "ours", batch), value("peak_mb", case, "nflows", batch))
 
-    teacher_to_student = value("ms_per_sample", "teacher_sample", "ours", 256) / value(
-        "ms_per_sample", "student_sample", "ours", 256
+    teacher_to_student = ratio(
+        value("ms_per_sample", "teacher_sample", "ours", 256),
+        value("ms_per_sample", "student_sample", "ours", 256),
     )
     products = result.products
     share = (products.useful_gflops or math.nan) / products.plain_gflops

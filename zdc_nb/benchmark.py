@@ -187,7 +187,9 @@ def run_benchmark(params: BenchParams, progress: bool = False) -> Benchmark:
         where a peer is not installed.
     """
     # torch and the compiled splines on equally many threads
-    numba.set_num_threads(min(torch.get_num_threads(), numba.get_num_threads()))
+    threads = min(torch.get_num_threads(), numba.get_num_threads())
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
     machine = measure_machine(params)
     dim, hidden, batches = params.grid()[-1]
     # compiled before anything is timed

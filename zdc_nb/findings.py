@@ -251,13 +251,15 @@ def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
     hours = dict.fromkeys(("fused", "reference"), 0.0)
     for model, rows in training.groupby("model", sort=False):
         times = rows.set_index("engine")["ms_per_sample"]
+        precision = rows.set_index("engine")["precision"]
         responses = int(rows["responses"].iloc[0])
         for engine in hours:
             hours[engine] += responses * times[engine] / 3.6e6
         ratio = times["reference"] / times["fused"]
         yield (
             f"**The {model}s** were trained on {responses:,} responses, each counted once an epoch. "
-            f"A training step takes {times['fused']:.3g} ms a response; in plain torch "
+            f"A training step takes {times['fused']:.3g} ms a response, with products in "
+            f"{precision['fused']}; in plain torch and {precision['reference']} it takes "
             f"{times['reference']:.3g} ms, {ratio:.3g} times as long."
         )
     yield (

@@ -50,7 +50,7 @@ class SplineAutoregressive(PyroSplineAutoregressive):
     """Pyro's autoregressive spline transform of order "quadratic" for one condition.
 
     It adds a choice of engine, an ``inverse_spline`` that is applied in the fast direction, and
-    an exact inversion that costs one pass instead of Pyro's D.
+    an exact inversion that costs one pass instead of Pyro's D. The inversion carries no gradient.
     """
 
     def __init__(self, owner: ConditionalSplineAutoregressive, context: Tensor) -> None:
@@ -138,12 +138,21 @@ class ConditionalSplineAutoregressive(PyroConditional):
         kept = parameters.permute(2, 1, 0) if keep else None
         return outputs.T, logs.sum(1), kept, distance
 
+    def refuse_dropout(self) -> None:
+        """Raise ``RuntimeError`` where two passes would not be the same function."""
+        if self.network.training and self.network.dropout.p > 0:
+            raise RuntimeError(
+                "a flow with dropout is sampled and inverted in evaluation mode only: call eval()"
+            )
+
     @torch.no_grad()
     def slow(self, outputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The inversion of :meth:`fast`: inputs (D, N) of outputs (D, N), and their log (N,).
 
         Exact; with the fused engine at the cost of one pass, with the reference engine of D.
+        ``RuntimeError`` where the network would draw dropout.
         """
+        self.refuse_dropout()
         if self.engine == "fused":
             return invert(self.network, outputs, context, self.bound, inverse=self.inverse_spline)
         log_derivative = torch.zeros_like(outputs[0])
@@ -289,8 +298,9 @@ class Flow(nn.Module):
     def distribution(self, context: Tensor) -> Any:
         """The Pyro distribution of responses in flow space, for conditions (N, C).
 
-        Its ``log_prob`` and ``sample`` are exact for teacher and student alike; a teacher's
-        ``log_prob`` and a student's ``sample`` are fast.
+        Its ``log_prob`` and ``sample`` are exact for teacher and student alike. A teacher's
+        ``sample`` and a student's ``log_prob`` invert the flow: they carry no gradient, and use
+        the unrounded weights where ``precision`` lets the fast direction round them.
         """
         return dist.ConditionalTransformedDistribution(
             self._base(len(context)), self._towards_data()
@@ -429,6 +439,8 @@ class Student(Flow):
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
+        for block in self._typed_blocks:
+            block.refuse_dropout()
         z = _standard_normal(context, self.dim, generator)
         return self.passage(z, context).data.contiguous()
 
@@ -445,7 +457,8 @@ class Student(Flow):
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """(N,) exact log p(x | c) in nats, without gradients, at the cost of one pass.
 
-        With ``precision: bfloat16`` it is the likelihood of the unrounded network.
+        Where ``precision`` lets the fast pass round its products, this is the likelihood of the
+        unrounded network.
         """
         z, log_derivative = self._backwards(x.T.contiguous(), context)
         return _log_normal(z) + log_derivative

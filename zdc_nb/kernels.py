@@ -640,8 +640,14 @@ class SplineKernels:
     solve_panel: Callable[..., None]
 
 
+def _compile(function: Callable[..., None], bins: int, backwards: int) -> Callable[..., None]:
+    # Numba keeps all closures of one function in one file of its cache, without a lock: a name for
+    # each, so that processes which compile different ones at the same time do not mix them up.
+    function.__qualname__ += f"_{bins}_{'inverse' if backwards else 'forward'}"
+    return numba.njit(parallel=True, **_JIT)(function)  # type: ignore[no-any-return]
+
+
 def _compile_evaluate(bins: int, backwards: int) -> Callable[..., None]:
-    @numba.njit(parallel=True, **_JIT)
     def evaluate(values, parameters, bound, images, logs):
         rows, count, width = parameters.shape
         lanes = _VECTOR_BYTES // values.itemsize
@@ -665,11 +671,10 @@ def _compile_evaluate(bins: int, backwards: int) -> Callable[..., None]:
                 images[i, whole:] = image[:left]
                 logs[i, whole:] = log[:left]
 
-    return evaluate  # type: ignore[no-any-return]
+    return _compile(evaluate, bins, backwards)
 
 
 def _compile_differentiate(bins: int, backwards: int) -> Callable[..., None]:
-    @numba.njit(parallel=True, **_JIT)
     def differentiate(
         values, images, parameters, bound, grad_images, grad_logs, grad_values, grad_parameters
     ):
@@ -701,11 +706,10 @@ def _compile_differentiate(bins: int, backwards: int) -> Callable[..., None]:
                 grad_values[i, whole:] = result[:left]
                 grad_parameters[i, :, whole:] = tile[:, :left]
 
-    return differentiate  # type: ignore[no-any-return]
+    return _compile(differentiate, bins, backwards)
 
 
 def _compile_solve_panel(bins: int, backwards: int) -> Callable[..., None]:
-    @numba.njit(parallel=True, **_JIT)
     def solve_panel(
         sums, base, outputs, first, blocks, last, last_start, last_step, counts,
         location, scale, bound, inputs, logs, hidden,
@@ -745,7 +749,7 @@ def _compile_solve_panel(bins: int, backwards: int) -> Callable[..., None]:
                 for u in range(done, units):
                     _add_scaled_tile(sums, u * width + column, first[u, t], standard, 0)
 
-    return solve_panel  # type: ignore[no-any-return]
+    return _compile(solve_panel, bins, backwards)
 
 
 @functools.cache

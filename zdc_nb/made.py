@@ -27,6 +27,7 @@ __all__ = [
     "Made",
     "RoundedCopy",
     "TriangularLinear",
+    "add_product",
     "has_bfloat16",
     "hidden_degrees",
     "multiply_into",
@@ -95,14 +96,30 @@ class RoundedCopy:
         """The weight itself if it has this precision, else its copy."""
         if weight.dtype == dtype:
             return weight.detach()
-        state = (weight._version, weight.data_ptr(), dtype)
-        if weight.requires_grad or self._state != state:
+        # what is copied while a weight is trained says nothing about what it is once frozen
+        frozen = not (weight.requires_grad or weight.is_inference())
+        state = (weight._version, weight.data_ptr(), dtype) if frozen else None
+        if state is None or self._state != state:
             kept = self._copy.shape == weight.shape and self._copy.device == weight.device
-            if not (kept and self._copy.dtype == dtype):
-                self._copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-            self._copy.copy_(weight.detach())
+            # memory that inference mode had made could not be written to outside of it
+            with torch.inference_mode(False), torch.no_grad():
+                if not (kept and self._copy.dtype == dtype):
+                    self._copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+                self._copy.copy_(weight)
             self._state = state
         return self._copy
+
+    def __deepcopy__(self, memo: object) -> RoundedCopy:
+        """A copy of the weight makes its own."""
+        return RoundedCopy()
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a @ b``; the sum is in the precision of ``out``, also where that of ``a`` is lower."""
+    if out.dtype == a.dtype:
+        out.addmm_(a, b)
+    else:
+        out += a @ b
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -111,6 +128,10 @@ def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
         torch.mm(a, b, out=out)
     else:
         out.copy_(a @ b)
+
+
+def _mask_what_was_loaded(layer: TriangularLinear, _: object) -> None:
+    layer.apply_mask()
 
 
 class TriangularLinear(nn.Module):
@@ -153,7 +174,7 @@ class TriangularLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(start).uniform_(-reach, reach))
         self.bias = nn.Parameter(torch.empty(len(rows)).uniform_(-reach, reach))
         self._rounded = RoundedCopy()
-        self.register_load_state_dict_post_hook(lambda layer, _: layer.apply_mask())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_mask_what_was_loaded)  # type: ignore[no-untyped-call]
         self.apply_mask()
 
     @torch.no_grad()
@@ -224,17 +245,17 @@ class _TriangularProduct(torch.autograd.Function):
         layer = ctx.layer
         want_x, want_weight, want_bias, _ = ctx.needs_input_grad
         grad = grad.contiguous()
-        grad_x = torch.zeros_like(x) if want_x else None
+        grad_x = torch.zeros_like(x, dtype=weight.dtype) if want_x else None
         grad_weight = torch.empty_like(weight) if want_weight else None
         for panel, matrix, seen in layer.products(x):
             if grad_x is not None:
-                grad_x[: panel.columns].addmm_(matrix.T, grad[panel.rows])
+                add_product(grad_x[: panel.columns], matrix.T, grad[panel.rows])
             if grad_weight is not None:
                 multiply_into(panel.of(grad_weight), grad[panel.rows], seen.T)
         if grad_weight is not None:
             layer.mask_edges(grad_weight)
         grad_bias = grad.sum(1, dtype=weight.dtype) if want_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        return None if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
 class Made(nn.Module):
@@ -316,7 +337,7 @@ class Made(nn.Module):
 
     def hidden_units(self, x: Tensor, context: Tensor) -> Tensor:
         """(H, R * N) activations of the last hidden layer, for x (D, R * N) and context (N, C)."""
-        repeats = x.shape[1] // len(context)
+        repeats = x.shape[1] // max(len(context), 1)
         standard = (x - self.location[:, None]) / self.scale[:, None]
         h = torch.cat([context.T.repeat(1, repeats), standard]).to(self.working_type(x))
         for layer in self.hidden_layers:
@@ -348,7 +369,7 @@ class Made(nn.Module):
         Row i of the input belongs to condition i modulo N. This is the definition: dense products
         of masked weights, one operation after the other.
         """
-        repeats = len(x) // len(context)
+        repeats = len(x) // max(len(context), 1)
         h = torch.cat([context.repeat(repeats, 1), (x - self.location) / self.scale], dim=-1)
         for layer in self.hidden_layers:
             h = self.dropout(torch.relu(functional.linear(h, layer.dense(), layer.bias)))

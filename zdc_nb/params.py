@@ -130,9 +130,9 @@ class FlowParams(_Section):
         "in plain torch, slow, for comparison"
     )
     precision: Literal["float32", "bfloat16", "auto"] = Field(
-        description="of the matrix products in the fast passes (weights, sums and splines stay "
-        "float32); auto: bfloat16 where the machine has instructions for it; inversions always "
-        "use float32"
+        description="of products and hidden units in the fused engine's fast passes and their "
+        "gradients; auto: bfloat16 where the machine has instructions for it; weights, optimiser, "
+        "splines and inversions are float32 always"
     )
 
 

@@ -3,7 +3,8 @@
 Everything is (dimensions, samples) here, see :mod:`zdc_nb.made`. The output layer of the network
 and the splines that it parametrises go together, panel by panel: the parameters of a panel are
 still in the cache when its splines are evaluated, they are kept only if somebody needs them, and
-the gradient of all parameters of all samples never exists.
+their gradients exist a panel at a time (in full only for parameters that another pass is matched
+with).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zdc_nb.made import Made, RoundedCopy, TriangularLinear, multiply_into
+from zdc_nb.made import Made, RoundedCopy, TriangularLinear, add_product, multiply_into
 from zdc_nb.splines import evaluate_splines, fill_gradients, solve_panel
 
 __all__ = ["Match", "forward_pass", "invert"]
@@ -157,10 +158,11 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         for panel, matrix, seen in setting.layer.products(hidden):
             here = setting.dims(panel.rows)
             part = parameters[here] if whole else parameters[: here.stop - here.start]
-            flat = part.view(-1, samples)
+            flat = part.flatten(0, 1)
             # not ``addmm``, which writes the broadcast bias to memory first
             multiply_into(flat, matrix, seen)
-            repeats = flat.view(len(flat), -1, samples if extra is None else extra.shape[1])
+            of_conditions = samples if extra is None else extra.shape[1]
+            repeats = flat.view(len(flat), samples // max(of_conditions, 1), of_conditions)
             if extra is not None:
                 common = factor[panel.rows] @ extra
                 repeats += (common + shift[panel.rows])[:, None]
@@ -217,11 +219,12 @@ class _OutputLayerAndSpline(torch.autograd.Function):
             )
 
         layer, per_dim, samples = setting.layer, setting.outputs_per_dim, inputs.shape[1]
-        grad_hidden = torch.zeros_like(hidden) if want["hidden"] else None
+        # sums over panels are in full precision
+        grad_hidden = torch.zeros_like(hidden, dtype=inputs.dtype) if want["hidden"] else None
         grad_inputs = torch.empty_like(inputs)
         grad_weight = empty(layer.weight, "weight")
         grad_bias = empty(bias, "bias")
-        grad_extra = torch.zeros_like(extra) if want["extra"] else None
+        grad_extra = torch.zeros_like(extra, dtype=inputs.dtype) if want["extra"] else None
         grad_extra_weight = empty(extra_weight, "extra_weight")
         if extra is not None:
             extra_weight = setting.rounded_context(extra_weight, hidden.dtype)
@@ -232,7 +235,7 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         for panel, matrix, seen in layer.products(hidden):
             here = setting.dims(panel.rows)
             grad = buffer[: panel.shape[0]]
-            by_dim = grad.view(-1, per_dim, samples)
+            by_dim = grad.unflatten(0, (-1, per_dim))
             fill_gradients(
                 inputs[here],
                 outputs[here],
@@ -258,7 +261,7 @@ class _OutputLayerAndSpline(torch.autograd.Function):
             if grad_weight is not None:
                 multiply_into(panel.of(grad_weight), rounded, seen.T)
             if grad_hidden is not None:
-                grad_hidden[: panel.columns].addmm_(matrix.T, rounded)
+                add_product(grad_hidden[: panel.columns], matrix.T, rounded)
             if extra is not None:
                 _add_context_gradients(
                     extra, extra_weight[panel.rows], rounded, grad_extra,
@@ -267,11 +270,11 @@ class _OutputLayerAndSpline(torch.autograd.Function):
         if grad_weight is not None:
             layer.mask_edges(grad_weight)
         return (
-            grad_hidden,
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             grad_inputs,
             grad_weight,
             grad_bias,
-            None if grad_extra is None else grad_extra.to(inputs.dtype),
+            grad_extra,
             grad_extra_weight,
             grad_target,
             None,
@@ -288,11 +291,11 @@ def _add_context_gradients(
 ) -> None:
     """What a panel's gradients (rows, R * N) mean for the context network's end."""
     # not ``sum``, which is slow along so short an axis
-    shared = functools.reduce(torch.add, grad.view(len(grad), -1, extra.shape[1]).unbind(1))
+    shared = functools.reduce(torch.add, grad.split(max(extra.shape[1], 1), dim=1))
     if grad_weight is not None:
         multiply_into(grad_weight, shared, extra.T)
     if grad_extra is not None:
-        grad_extra.addmm_(weight.T, shared)
+        add_product(grad_extra, weight.T, shared)
 
 
 def _difference(part: Tensor, target: Tensor, here: slice, setting: _Setting) -> Tensor:
@@ -313,7 +316,8 @@ def invert(
     are known, so each unit is needed once, and the whole inversion costs the arithmetic of one
     pass. Before a panel of dimensions, one matrix product a layer brings in all that lies before
     it; inside it a compiled kernel goes dimension by dimension, independently for each sample.
-    The products are those of the network's own precision, never rounded further.
+    The products are those of the unrounded weights, always: where ``precision`` lets the fast pass
+    round, that pass is inverted to as much as it was rounded.
 
     Parameters
     ----------
@@ -328,14 +332,7 @@ def invert(
     -------
     inputs, log_derivative
         (D, N), and (N,) of the inversion.
-
-    Raises
-    ------
-    RuntimeError
-        where the network would draw dropout.
     """
-    if network.training and network.dropout.p > 0:
-        raise RuntimeError("a network with dropout is inverted in evaluation mode only")
     samples = outputs.shape[1]
     # whole vectors only; at least as wide as any processor's
     padding = -samples % 16

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from zdc_nb import stages
+from zdc_nb.made import has_bfloat16
 from zdc_nb.params import Study
 
 __all__ = ["Sampler", "speed_ratio", "time_sampling", "time_training"]
@@ -79,16 +80,26 @@ def time_training(study: Study) -> pd.DataFrame:
 
     Returns
     -------
-    Columns model (teacher, student), engine (fused, reference), device, batch, ms_per_sample, runs,
-    and responses: how many all models of this kind were trained on, each counted once an epoch.
+    Columns model (teacher, student), engine (fused, reference), precision (of the products),
+    device, batch, ms_per_sample, runs, and responses: how many all models of this kind were trained
+    on, each counted once an epoch.
     """
-    batch = study.teacher.batch
     steps = stages.training_steps(study)
-    times = time_sampling(steps, [batch], study.speed.runs, stages.device(study))
-    names = times["model"].str.split(" ", expand=True)
-    times = times.assign(model=names[0], engine=names[1])
-    times["responses"] = times["model"].map(stages.training_work(study))
-    return times
+    work = stages.training_work(study)
+    device = stages.device(study)
+    rounded = study.flow.precision == "bfloat16" or (
+        study.flow.precision == "auto" and has_bfloat16(device)
+    )
+    parts = []
+    for model, params in (("teacher", study.teacher), ("student", study.student)):
+        mine = {name: step for name, step in steps.items() if name.startswith(model)}
+        times = time_sampling(mine, [params.batch], study.speed.runs, device)
+        engine = times["model"].str.removeprefix(f"{model} ")
+        precision = np.where((engine == "fused") & rounded, "bfloat16", "float32")
+        parts.append(
+            times.assign(model=model, engine=engine, precision=precision, responses=work[model])
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
 def _seconds(sample: Sampler, batch: int, device: str) -> float:

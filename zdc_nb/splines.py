@@ -68,7 +68,24 @@ def rational_quadratic_spline(
     -------
     outputs, log_derivative
         (A, B) each; the logarithm of the derivative of the map that was applied.
+
+    Raises
+    ------
+    ValueError
+        where shapes or precisions do not go together.
     """
+    rows, _, width = parameters.shape
+    fits = parameters.dtype in {inputs.dtype, torch.bfloat16}
+    if (
+        inputs.shape != (rows, width)
+        or inputs.dtype not in {torch.float32, torch.float64}
+        or not fits
+    ):
+        raise ValueError(
+            "expected inputs (A, B) in float32 or float64 and parameters (A, 3K - 1, B) in the same "
+            f"precision or bfloat16, got {tuple(inputs.shape)} {inputs.dtype} and "
+            f"{tuple(parameters.shape)} {parameters.dtype}"
+        )
     if engine == "reference":
         return _plain_spline(inputs, parameters, bound, inverse)
     return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return, no-untyped-call]
@@ -168,6 +185,7 @@ class _FusedSpline(torch.autograd.Function):
 def _array(tensor: Tensor) -> NDArray[Any]:
     """The tensor's memory; numpy has no bfloat16, so its bits."""
     tensor = tensor.detach()
+    assert tensor.is_contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 

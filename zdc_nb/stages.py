@@ -281,8 +281,9 @@ def training_work(study: Study) -> dict[str, int]:
     """
     work = {"teacher": 0, "student": 0}
     for subset in study.subsets:
+        responses = len(load_split(study, subset)[0])
         for model in ("teacher", *study.setups):
             kind = "teacher" if model == "teacher" else "student"
-            batch = study.teacher.batch if kind == "teacher" else study.student.batch
-            work[kind] += int(load_history(study, subset, model)["step"].max()) * batch
+            epochs = int(load_history(study, subset, model)["epoch"].max())
+            work[kind] += epochs * responses
     return work

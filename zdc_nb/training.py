@@ -107,7 +107,8 @@ class Surrogate:
         architecture = self.architecture.model_copy(update={"engine": engine})
         flow = type(self.flow)(self.flow.dim, self.flow.context, architecture, seed=0)
         flow.load_state_dict(self.flow.state_dict())
-        return replace(self, flow=flow.to(self.flow.device), architecture=architecture)
+        flow = flow.to(self.flow.device).train(self.flow.training)
+        return replace(self, flow=flow, architecture=architecture)
 
     def generate(
         self, events: Events, seed: int, batch: int, progress: bool = False
@@ -192,7 +193,9 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
         preprocessing = PreprocessingParams.model_validate(description["preprocessing"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this project ({error})") from error
-    return Surrogate(flow.to(device).eval(), architecture, scaler, preprocessing)
+    # frozen, so that what is rounded of its weights is rounded once
+    frozen = flow.to(device).eval().requires_grad_(False)
+    return Surrogate(frozen, architecture, scaler, preprocessing)
 
 
 # --- The loop that both share -------------------------------------------------------------------
