@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from zdc_nb.params import ParameterError, project_root
+from zdc_nb.params import load_parameters, project_root
 
 __all__ = ["CASES", "FEWEST_RUNS", "LOOPS", "BenchParams", "Case", "ContenderName", "load_bench"]
 
@@ -91,32 +90,5 @@ class BenchParams(BaseModel):
 
 
 def load_bench(path: str | Path) -> BenchParams:
-    """Read and check the benchmark's parameters.
-
-    Parameters
-    ----------
-    path
-        a YAML file; a relative path is looked for in the working folder, then in the project.
-
-    Raises
-    ------
-    ParameterError
-        naming the file, the key and what was expected.
-    """
-    file = Path(path)
-    if not file.is_absolute() and not file.exists():
-        file = project_root() / file
-    if not file.is_file():
-        raise ParameterError(f"{path}: no such file of benchmark parameters")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return BenchParams.model_validate({"name": file.stem, **content})
-    except (yaml.YAMLError, TypeError) as error:
-        raise ParameterError(f"{path}: not readable as YAML: {error}") from None
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'benchmark'}: {item['msg']} "
-            f"(got {item.get('input')!r:.80})"
-            for item in error.errors()
-        ]
-        raise ParameterError(f"{path}: {'; '.join(lines)}") from None
+    """Read and check the benchmark's parameters, see :func:`zdc_nb.params.load_parameters`."""
+    return load_parameters(path, BenchParams, "benchmark")

@@ -11,7 +11,7 @@ import math
 import re
 import zlib
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 import numpy as np
 import yaml
@@ -33,6 +33,7 @@ __all__ = [
     "Subset",
     "TeacherParams",
     "derive_seed",
+    "load_parameters",
     "load_study",
     "project_root",
 ]
@@ -292,6 +293,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+
 def project_root() -> Path:
     """The nearest folder at or above the working folder with ``notebooks`` and ``zdc_nb``.
 
@@ -307,12 +311,21 @@ def project_root() -> Path:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read and check a study file.
+    """Read and check a study file, see :func:`load_parameters`."""
+    return load_parameters(path, Study, "study")
+
+
+def load_parameters(path: str | Path, model: type[Parameters], what: str) -> Parameters:
+    """Read and check a file of parameters.
 
     Parameters
     ----------
     path
         a YAML file; a relative path is looked for in the working folder, then in the project.
+    model
+        what it must hold; its ``name`` is that of the file.
+    what
+        the file is one of, for messages.
 
     Raises
     ------
@@ -323,7 +336,7 @@ def load_study(path: str | Path) -> Study:
     if not file.is_absolute() and not file.exists():
         file = project_root() / file
     if not file.is_file():
-        raise ParameterError(f"{path}: no such study file")
+        raise ParameterError(f"{path}: no such {what} file")
 
     def refuse(why: object) -> NoReturn:
         raise ParameterError(f"{path}: {why}") from None
@@ -335,13 +348,13 @@ def load_study(path: str | Path) -> Study:
     if not isinstance(content, dict):
         refuse("expected a mapping of parameters")
     if "name" in content:
-        refuse("name: a study is named after its file, the key is not allowed")
+        refuse(f"name: a {what} is named after its file, the key is not allowed")
     try:
-        return Study.model_validate({"name": file.stem, **content})
+        return model.model_validate({"name": file.stem, **content})
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"]) or "study"
+            where = ".".join(str(part) for part in item["loc"]) or what
             lines.append(f"{where}: {item['msg']} (got {item.get('input')!r:.80})")
         refuse("; ".join(lines))
 
