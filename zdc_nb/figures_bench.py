@@ -92,26 +92,17 @@ def _draw_roofs(axis: Axes, machine: Machine, ends: tuple[float, float]) -> None
     if machine.has_bfloat16:
         roofs.append(("bf16 products", machine.bfloat16_gflops, "0.6"))
     intensity = np.geomspace(*ends, 400)
-    for name, rate, colour in reversed(roofs):
+    for _, rate, colour in reversed(roofs):
         roof = np.minimum(rate, intensity * machine.bandwidth_gbs)
         axis.plot(intensity, roof, color=colour, linewidth=1.4)
-        axis.annotate(
-            f"{name}: {rate:.0f} GFLOP/s",
-            (ends[1], rate),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            horizontalalignment="right",
-            fontsize=8,
-            color="0.3",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-            zorder=4,
-        )
+    # in the corner in which nothing is drawn: beside the roofs they would lie on the markers
+    labels = [f"{name}: {rate:.0f} GFLOP/s" for name, rate, _ in reversed(roofs)]
     axis.text(
-        0.02,
-        0.95,
-        f"slope: memory, {machine.bandwidth_gbs:.0f} GB/s",
+        0.98,
+        0.04,
+        "\n".join(["roofs", *labels, f"slope, memory: {machine.bandwidth_gbs:.0f} GB/s"]),
         transform=axis.transAxes,
-        verticalalignment="top",
+        horizontalalignment="right",
         fontsize=8,
         color="0.3",
     )
