@@ -74,6 +74,9 @@ class DataParams(_Section):
     file: str | list[str] | None = Field(
         description="null: the open simulation; or a ROOT file; or the two npz files of a pair"
     )
+    strict: bool = Field(
+        description="of a file: refuse one with a bad row, or (false) drop bad rows and count them"
+    )
     responses: Positive = Field(description="responses that the open simulation keeps")
     repeats: Positive = Field(description="simulations of each unique particle")
     min_photons: Positive = Field(description="responses with fewer photons are dropped")
@@ -205,6 +208,13 @@ class Study(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
+    tracking: Literal["tensorboard", "wandb"] = Field(
+        description="where losses and metrics are logged; wandb: Weights & Biases, offline "
+        "where WANDB_MODE=offline is set"
+    )
+    checkpoint_seconds: PositiveFloat = Field(
+        description="time between two checkpoints of a training, from which a rerun goes on"
+    )
     paths: PathParams
     subsets: list[Subset] = Field(min_length=1)
     setups: list[Setup] = Field(min_length=1)
