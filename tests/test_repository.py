@@ -131,8 +131,8 @@ def top_level_imports(path: Path) -> set[str]:
 COMMANDS = {"ipykernel", "jupyterlab", "papermill", "snakemake"}
 """Direct dependencies that are started and not imported: the kernel, and command-line tools."""
 
-FOR_OTHERS = {"ipywidgets", "snakemake-executor-plugin-slurm"}
-"""What others import if it is there: without ipywidgets tqdm warns in every notebook."""
+FOR_OTHERS = {"ipywidgets", "snakemake-executor-plugin-slurm", "tensorboard"}
+"""What others import if it is there: tqdm warns without ipywidgets, torch writes tensorboard's files."""
 
 
 def test_every_dependency_is_used(tmp_path: Path) -> None:

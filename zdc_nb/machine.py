@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zdc_nb import __version__
 from zdc_nb.bench_params import BenchParams
+from zdc_nb.records import cpu_model
 from zdc_nb.training import choose_device
 
 __all__ = ["Machine", "ProductClock", "free_mb", "measure_machine", "peak_mb", "time_call"]
@@ -140,15 +141,9 @@ def _best(call: Callable[[], object], device: str, runs: int = 7) -> float:
 
 
 def _describe(device: torch.device) -> str:
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        pass
     gpu = f"{torch.cuda.get_device_name()}, " if device.type == "cuda" else ""
     return (
-        f"{gpu}{processor}, {os.cpu_count()} CPU cores, {platform.system()}, "
+        f"{gpu}{cpu_model()}, {os.cpu_count()} CPU cores, {platform.system()}, "
         f"Python {platform.python_version()}, torch {version('torch')}, zdc-nb {__version__}"
     )
 
