@@ -1,16 +1,29 @@
 """The index page says what the tables say, and nothing is lost or invented on the way."""
 
 import itertools
+import json
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
+import torch
 from bs4 import BeautifulSoup, Tag
+from nbconvert.exporters import HTMLExporter
 
+from zdc_nb import records
 from zdc_nb.evaluation import (
     BASELINES,
     METRICS,
@@ -27,7 +40,7 @@ from zdc_nb.findings import (
 )
 from zdc_nb.params import SETUPS, Study, load_study
 from zdc_nb.records import notebook_names
-from zdc_nb.reports import ReportError, build_index, describe_failures
+from zdc_nb.reports import build_index, describe_failures, failed_pages, main, unfinished_stages
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 4, 22, 50, tzinfo=UTC)
@@ -51,6 +64,9 @@ def write_notebook(study: Study, name: str, minutes: int) -> None:
     path = study.reports / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
+    page = study.reports / "html" / f"{name}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("<html>", "utf-8")
 
 
 def write_results(study: Study) -> dict[str, pd.DataFrame]:
@@ -263,32 +279,462 @@ def test_text_from_outside_is_escaped(study: Study) -> None:
     assert "&lt;script&gt;" in page
 
 
-@pytest.mark.parametrize("missing", ["tables/table2.csv", "notebooks/04_ablations.ipynb"])
-def test_what_is_missing_is_named(study: Study, missing: str) -> None:
+# --- Stages that are not done -------------------------------------------------------------------
+
+
+def fail(study: Study, name: str, error: str = "step 12: the term latent is nan") -> Path:
+    """The stage fails instead: its notebook and its page are gone, the failed one is kept."""
+    done = study.reports / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(done, as_version=4)
+    output = nbformat.v4.new_output(
+        "error",
+        ename="DivergenceError",
+        evalue=error,
+        traceback=["\x1b[31mTraceback\x1b[0m", "\x1b[38;5;28min train()\x1b[0m"],
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell("train()", outputs=[output]))
+    failed = done.with_name(f"{name}.failed.ipynb")
+    nbformat.write(notebook, failed)
+    forget(study, name)
+    return failed
+
+
+def forget(study: Study, name: str) -> None:
+    (study.reports / "notebooks" / f"{name}.ipynb").unlink()
+    (study.reports / "html" / f"{name}.html").unlink()
+
+
+def row_of(page: BeautifulSoup, name: str) -> Tag:
+    row = page.find(id=f"stage-{name}")
+    assert isinstance(row, Tag)
+    return row
+
+
+def state_of(page: BeautifulSoup, name: str) -> str:
+    (cell,) = row_of(page, name).select("td.state")
+    return cell.get_text()
+
+
+def below(page: BeautifulSoup, name: str) -> Tag:
+    """What the page says below a stage that did not succeed."""
+    row = row_of(page, name).find_next_sibling("tr")
+    assert isinstance(row, Tag)
+    assert "failure" in row.get_attribute_list("class")
+    return row
+
+
+def check_links(study: Study, page: BeautifulSoup) -> None:
+    """Every link leads somewhere."""
+    for link in [str(a["href"]) for a in page.select("a")]:
+        if link.startswith("#"):
+            assert page.find(id=link[1:]) is not None, link
+        else:
+            assert (study.reports / unquote(link)).is_file(), link
+
+
+def test_page_of_a_study_that_is_done_has_no_warnings(study: Study) -> None:
     write_results(study)
-    (study.reports / missing).unlink()
-    with pytest.raises(ReportError, match=missing):
-        build_index(study, "params/small.yaml")
-    assert not (study.reports / "index.html").exists()
+    page = read_page(study)
+    assert page.select(".banner, .missing, .warning, .failure") == []
+    assert {state_of(page, name) for name in notebook_names(study)} == {"done"}
+    assert unfinished_stages(study) == []
+    check_links(study, page)
+
+
+def test_nothing_run_yet_is_told(study: Study) -> None:
+    page = read_page(study)
+    total = len(notebook_names(study))
+    assert (
+        f"{total} of {total} stages failed or are missing" in page.select(".banner")[0].get_text()
+    )
+    assert {state_of(page, name) for name in notebook_names(study)} == {"not run"}
+    # known from the notebooks themselves
+    assert "Training a teacher" in row_of(page, "02_teacher_training-n").get_text()
+    assert "not begun" in page.select("header")[0].get_text()
+    assert unfinished_stages(study) == notebook_names(study)
+    check_links(study, page)
+
+
+def test_stage_that_failed_shows_its_error_and_leads_to_its_page(study: Study) -> None:
+    write_results(study)
+    name = "03_student_distillation-sigma+-bs+ch+div"
+    failed = fail(study, name)
+    page = read_page(study)
+    # without a page, the file is named
+    assert below(page, name).select("a") == []
+    assert f"notebooks/{failed.name}" in below(page, name).get_text()
+
+    assert [path.name for path in failed_pages(study)] == [f"{name}.failed.html"]
+    page = read_page(study)
+    (banner,) = page.select(".banner")
+    assert f"1 of {len(notebook_names(study))} stages failed" in banner.get_text()
+    (link,) = banner.select("a")
+    assert link["href"] == f"#stage-{name}"
+    assert state_of(page, name) == "failed"
+    failure = below(page, name)
+    error = "Cell 2: DivergenceError: step 12: the term latent is nan"
+    assert failure.select("strong")[0].get_text() == error
+    assert failure.select("details pre")[0].get_text() == "Traceback\nin train()"
+    assert "\x1b" not in page.get_text()
+    hrefs = {str(a["href"]) for a in failure.select("a")}
+    assert hrefs == {f"html/{name.replace('+', '%2B')}.failed.html"}
+    check_links(study, page)
+    # nothing else has suffered
+    assert len(results(page)) == 5
+    assert page.select(".missing") == []
+
+
+def test_page_of_a_failed_notebook_shows_it_and_goes_with_it(study: Study) -> None:
+    write_results(study)
+    failed = fail(study, "04_ablations")
+    notebook = nbformat.read(failed, as_version=4)
+    outputs = [nbformat.v4.new_output("stream", text=f"epoch {i}\r") for i in range(3)]
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("train()", outputs=outputs))
+    nbformat.write(notebook, failed)
+    (path,) = failed_pages(study)
+    text = BeautifulSoup(path.read_text("utf-8"), "html.parser").get_text()
+    assert "in train()" in text
+    assert "About 04_ablations" in text
+    # of a progress bar the last state alone
+    assert "epoch 2" in text
+    assert "epoch 1" not in text
+    failed.unlink()
+    assert failed_pages(study) == []
+    assert not path.exists()
+    # the pages of what is done are not touched
+    assert (study.reports / "html" / "06_speed.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("tables", "stage", "left", "is_stale"),
+    [
+        (("table1", "baselines", "datasets", "relative_changes"), "04_ablations", 4, False),
+        (("reference_left_out",), "04_ablations", 5, True),
+        (("relative_changes",), "04_ablations", 5, True),
+        (("table2",), "05_shower_shapes", 4, False),
+        (("speed",), "06_speed", 4, True),
+        (("speed", "training_speed"), "06_speed", 4, False),
+    ],
+)
+def test_missing_table_is_told_with_the_stage_that_makes_it(
+    study: Study, tables: tuple[str, ...], stage: str, left: int, is_stale: bool
+) -> None:
+    write_results(study)
+    for name in tables:
+        (study.reports / "tables" / f"{name}.csv").unlink()
+    forget(study, stage)
+    page = read_page(study)
+    assert len(results(page)) == left
+    notes = [note.get_text() for note in page.select(".missing")]
+    missing = [note for note in notes if note.startswith("Not there")]
+    if tables != ("reference_left_out",):
+        assert missing
+    assert all(f"{stage}, which makes this, has not run" in note for note in notes)
+    # what an earlier run has left is shown, and said to be that
+    stale = [note for note in notes if note.startswith("From an earlier run")]
+    assert bool(stale) == is_stale
+    check_links(study, page)
+
+
+def test_table_that_is_gone_though_its_stage_is_done_is_told(study: Study) -> None:
+    write_results(study)
+    (study.reports / "tables" / "table2.csv").unlink()
+    notes = [note.get_text() for note in read_page(study).select(".missing")]
+    text = "Not there: 05_shower_shapes, which makes this, is done, but its table is gone."
+    assert notes == [text]
+
+
+def test_notebook_that_was_killed_is_stopped_and_not_failed(study: Study) -> None:
+    write_results(study)
+    killed, cut_off, left = "02_teacher_training-n", "04_ablations", "06_speed"
+    notebooks = study.reports / "notebooks"
+    for name in (killed, cut_off, left):
+        shutil.copy(notebooks / f"{name}.ipynb", notebooks / f"{name}.failed.ipynb")
+        forget(study, name)
+    whole = (notebooks / f"{cut_off}.failed.ipynb").read_bytes()
+    (notebooks / f"{cut_off}.failed.ipynb").write_bytes(whole[: len(whole) // 2])
+    # with the machine the grid went down, too
+    (notebooks / f"{left}.failed.ipynb").rename(notebooks / f"{left}.running.ipynb")
+    log = study.reports / "logs" / f"{killed}.log"
+    log.parent.mkdir()
+    log.write_text("Killed", "utf-8")
+    assert {path.stem for path in failed_pages(study)} == {f"{killed}.failed"}
+    page = read_page(study)
+    assert {state_of(page, name) for name in (killed, cut_off, left)} == {"stopped"}
+    assert "without an error of its own" in below(page, killed).get_text()
+    assert f"logs/{killed}.log" in {a["href"] for a in below(page, killed).select("a")}
+    assert "not written to the end" in below(page, cut_off).get_text()
+    assert f"{left}.running.ipynb" in below(page, left).get_text()
+    assert unfinished_stages(study) == [killed, cut_off, left]
+    assert cut_off in describe_failures(study)
+    check_links(study, page)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"nbformat": 4, "cells": []}', b"\xff"])
+def test_failed_notebook_that_is_none_stops_nothing(study: Study, content: bytes) -> None:
+    write_results(study)
+    fail(study, "04_ablations").write_bytes(content)
+    assert failed_pages(study) == []
+    assert state_of(read_page(study), "04_ablations") == "stopped"
+
+
+# --- Records ------------------------------------------------------------------------------------
+
+DATA = {
+    "files": [{"path": "mine.root", "bytes": 12_345_678, "sha256": "0123456789abcdef" * 4}],
+    "dropped": {"photon count below 0": 17, "no PDG code": 4},
+    "rows": 5000,
+}
+
+
+def write_records(study: Study, **changes: Any) -> None:
+    """A record of every stage; ``changes`` are made to that of the last."""
+    names = notebook_names(study)
+    records.start(study, names[0]).finish()
+    values = json.loads(record_file(study, names[0]).read_text("utf-8")) | {
+        "host": "node7",
+        "wall_seconds": 90.0,
+        "peak_memory_mb": 1234.4,
+        "git": {"commit": "c0ffee" * 6 + "1234", "dirty": False},
+        "data": DATA,
+    }
+    for name in names:
+        content = values | {"stage": name} | (changes if name == names[-1] else {})
+        record_file(study, name).write_text(json.dumps(content), "utf-8")
+
+
+def record_file(study: Study, name: str) -> Path:
+    return study.reports / "records" / f"{name}.json"
+
+
+def values_of(page: BeautifulSoup) -> dict[str, str]:
+    """The tables of names and values on the page."""
+    rows = [row.select("td") for row in page.select("table.values tr")]
+    return {row[0].get_text(): row[1].get_text() for row in rows}
+
+
+def test_records_are_shown(study: Study) -> None:
+    write_results(study)
+    device = {"system": "Linux", "cpu": "Xeon", "cores": 64, "threads": 8}
+    write_records(
+        study,
+        facts={"resumed_from_step": 120},
+        attempts=3,
+        slurm_job="4711",
+        peak_cuda_memory_mb=2048.0,
+        device={**device, "gpu": "H100", "gpus": 2},
+    )
+    page = read_page(study)
+    row = [cell.get_text() for cell in row_of(page, "04_ablations").select("td")]
+    threads = torch.get_num_threads()
+    assert row[3:5] == ["0:01:30", "1 234 MB"]
+    assert row[5] == f"node7, CPU, {threads} thread{'s' if threads > 1 else ''}"
+    assert row[6] == "no"
+    row = [cell.get_text() for cell in row_of(page, "06_speed").select("td")]
+    assert row[4:] == [
+        "1 234 MBGPU 2 048 MB",
+        "node7, H100, Slurm job 4711",
+        "at step 120, attempt 3",
+    ]
+    shown = values_of(page)
+    assert shown["seed"] == str(study.seed)
+    assert shown["git commit"] == "c0ffee" * 6 + "1234"
+    assert shown["study file"] == "small.yaml"
+    assert "node7: 2 x H100, Xeon, 64 CPU cores, Linux" in shown["machine"]
+    assert shown["torch"] == version("torch")
+    assert shown["data: rows"] == "5000"
+    (code,) = page.select("#data-files code")
+    assert code["title"] == "0123456789abcdef" * 4
+    assert code.get_text() == "0123456789ab…"
+    assert "12 MB" in page.select("#data-files")[0].get_text()
+    (warning,) = page.select(".warning")
+    assert "17 (photon count below 0), 4 (no PDG code)" in " ".join(warning.get_text().split())
+    # where the data are described, not at the end
+    assert warning.find_previous("h2").get_text() == "What is compared with what"  # type: ignore[union-attr]
+    check_links(study, page)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"git": {"commit": "c0ffee" * 6 + "1234", "dirty": True}}, "git commit"),
+        ({"git": None}, "git commit"),
+        ({"versions": {"torch": "1.0"}}, "version of torch"),
+        ({"seed": 1}, "seed"),
+        ({"data": {"files": []}}, "data"),
+    ],
+)
+def test_disagreement_of_records_is_told(study: Study, changes: dict[str, Any], what: str) -> None:
+    write_results(study)
+    write_records(study)
+    before = {warning.get_text() for warning in read_page(study).select(".warning")}
+    write_records(study, **changes)
+    found = [w.get_text() for w in read_page(study).select(".warning")]
+    (warning, *_) = [text for text in found if f"same {what}:" in text]
+    assert warning not in before
+    # the one that differs is named last
+    assert " ".join(warning.split()).endswith(" in 06_speed.")
+
+
+def test_stage_whose_process_is_gone_is_stopped(study: Study) -> None:
+    write_results(study)
+    changes = {"status": "running", "host": socket.gethostname(), "pid": 2**22 + 1}
+    write_records(study, **changes)
+    forget(study, "06_speed")
+    page = read_page(study)
+    assert state_of(page, "06_speed") == "stopped"
+    assert "its process is gone" in below(page, "06_speed").get_text()
+    write_records(study, **changes | {"pid": os.getpid()})
+    page = read_page(study)
+    assert state_of(page, "06_speed") == "running"
+    assert unfinished_stages(study) == ["06_speed"]
+    assert "1 of" in page.select(".banner")[0].get_text()
+    # a notebook that is there counts more than a run by hand that was stopped
+    write_notebook(study, "06_speed", 0)
+    write_records(study, **changes)
+    assert state_of(read_page(study), "06_speed") == "done"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\x00", b'{"stage": "<b>'])
+def test_corrupt_record_is_a_note_and_no_more(study: Study, content: bytes) -> None:
+    write_results(study)
+    write_records(study)
+    record_file(study, "04_ablations").write_bytes(content)
+    page = read_page(study)
+    (note,) = [w.get_text() for w in page.select(".warning") if "record" in w.get_text()]
+    assert str(record_file(study, "04_ablations")) in note
+    assert state_of(page, "04_ablations") == "done"
+    assert values_of(page)["seed"] == str(study.seed)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"files": "x", "dropped": 3}, {"files": [1, {}], "dropped": []}, {"else": [{"a": None}]}],
+)
+def test_data_of_another_form_do_not_break_the_page(study: Study, data: dict[str, Any]) -> None:
+    write_results(study)
+    write_records(study)
+    for name in notebook_names(study):
+        values = json.loads(record_file(study, name).read_text("utf-8"))
+        record_file(study, name).write_text(json.dumps(values | {"data": data}), "utf-8")
+    assert state_of(read_page(study), "06_speed") == "done"
+
+
+# --- Text from outside --------------------------------------------------------------------------
+
+HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
+
+
+def is_harmless(page: BeautifulSoup) -> bool:
+    """Whether nothing of :data:`HOSTILE` has become a tag, an attribute or a link."""
+    scripts = [tag for tag in page.select("script") if "alert(" in tag.get_text()]
+    handlers = [tag for tag in page.find_all(True) if "onerror" in tag.attrs]
+    links = [a for a in page.select("a[href]") if str(a["href"]).startswith("javascript:")]
+    return not [*scripts, *handlers, *links]
+
+
+def test_hostile_names_are_text_in_the_page(study: Study) -> None:
+    write_results(study)
+    write_records(
+        study,
+        host=HOSTILE,
+        slurm_job=HOSTILE,
+        versions={HOSTILE: HOSTILE},
+        facts={"resumed_from_step": HOSTILE},
+        data={
+            "files": [{"path": HOSTILE, "bytes": 1, "sha256": HOSTILE}],
+            "dropped": {HOSTILE: HOSTILE},
+            HOSTILE: HOSTILE,
+        },
+    )
+    for name in notebook_names(study)[:-1]:
+        record_file(study, name).unlink()
+    fail(study, "04_ablations", HOSTILE)
+    (study.reports / "tables" / "a<b>&#.csv").write_text("", "utf-8")
+    data = study.data.model_copy(update={"file": [f"{HOSTILE}.npz", "javascript:alert(3).npz"]})
+    index = build_index(study.model_copy(update={"data": data}), f"params/{HOSTILE}.yaml")
+    page = BeautifulSoup(index.read_text("utf-8"), "html.parser")
+    assert is_harmless(page)
+    assert page.select("script") == []
+    text = page.get_text()
+    for where in (f"params/{HOSTILE}.yaml", f"{HOSTILE}.npz", f"DivergenceError: {HOSTILE}"):
+        assert where in text
+    assert text.count(HOSTILE) >= 10
+    check_links(study, page)
+    (failed,) = failed_pages(study)
+    assert is_harmless(BeautifulSoup(failed.read_text("utf-8"), "html.parser"))
+
+
+def test_hostile_names_in_a_table_are_text_among_the_findings(study: Study) -> None:
+    write_results(study)
+    path = study.reports / "tables" / "speed.csv"
+    path.write_text(
+        path.read_text("utf-8").replace(",cpu,", ",<script>alert(1)</script>,"), "utf-8"
+    )
+    page = read_page(study)
+    assert is_harmless(page)
+    assert any("On <script>alert(1)</script>" in box.get_text() for box in page.select(".findings"))
+
+
+def test_hostile_file_name_is_text_in_the_page_of_notebook_01(tmp_path: Path) -> None:
+    source = nbformat.read(ROOT / "notebooks" / "01_data_exploration.ipynb", as_version=4)
+    (cell,) = [cell for cell in source.cells if "own_file =" in cell.source]
+    hostile = f"{HOSTILE}[link](javascript:alert(3)).npz"
+    notebook = nbformat.v4.new_notebook(metadata=source.metadata)
+    notebook.cells = [
+        nbformat.v4.new_code_cell(
+            "from types import SimpleNamespace\n"
+            f"study = SimpleNamespace(data=SimpleNamespace(file={hostile!r}))"
+        ),
+        nbformat.v4.new_code_cell(cell.source),
+    ]
+    path = tmp_path / "01_data_exploration.ipynb"
+    nbformat.write(notebook, path)
+    papermill.execute_notebook(path, path, progress_bar=False, log_output=False)
+    body, _ = HTMLExporter().from_filename(str(path))
+    page = BeautifulSoup(body, "html.parser")
+    assert is_harmless(page)
+    (output,) = page.select(".jp-OutputArea-output")
+    assert hostile in output.get_text()
+
+
+# --- Command line -------------------------------------------------------------------------------
+
+
+def test_command_says_whether_all_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "params").mkdir()
+    shutil.copy(ROOT / "params" / "small.yaml", tmp_path / "params" / "small.yaml")
+    monkeypatch.chdir(tmp_path)
+    study = load_study("params/small.yaml")
+    write_results(study)
+    monkeypatch.setattr(sys, "argv", ["reports", "params/small.yaml"])
+    assert main() == 0
+    assert capsys.readouterr().out.splitlines() == [str(study.reports / "index.html")]
+    fail(study, "06_speed")
+    failed = subprocess.run(
+        [sys.executable, "-m", "zdc_nb.reports", "params/small.yaml"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert failed.stdout.splitlines() == [
+        str(study.reports / "index.html"),
+        f"1 of {len(notebook_names(study))} stages failed or are missing: 06_speed",
+    ]
+    assert (study.reports / "html" / "06_speed.failed.html").is_file()
 
 
 def test_failure_is_described_with_the_notebooks_own_error(study: Study) -> None:
     assert describe_failures(study) == ""
     write_results(study)
     name = "02_teacher_training-sigma+"
-    path = study.reports / "notebooks" / f"{name}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    error = nbformat.v4.new_output(
-        "error",
-        ename="DivergenceError",
-        evalue="step 12: the term latent is nan",
-        traceback=["\x1b[31mTraceback\x1b[0m", "in train()"],
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell("train()", outputs=[error]))
-    failed = path.with_name(f"{name}.failed.ipynb")
-    nbformat.write(notebook, failed)
+    failed = fail(study, name)
     # one that this study no longer has
-    nbformat.write(notebook, path.with_name("02_teacher_training-proton.failed.ipynb"))
+    shutil.copy(failed, failed.with_name("02_teacher_training-proton.failed.ipynb"))
     text = describe_failures(study)
     assert "proton" not in text
     assert text.startswith(f"{name} failed in cell 2\nTraceback\nin train()")

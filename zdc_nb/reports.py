@@ -1,30 +1,30 @@
-"""The index page of a study: what was run, the tables, the figures, a link to each notebook.
+"""The index page of a study: what was run, what failed, the tables, the figures.
 
 ``python -m zdc_nb.reports params/small.yaml`` writes ``reports/small/index.html`` from what the
-notebooks have left in ``reports/small``.
+notebooks have left in ``reports/small``, whether or not all of them have come to their end.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
+import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import nbformat
 import pandas as pd
-import torch
 from markupsafe import Markup
-from nbconvert.filters import markdown2html
-from pydantic import BaseModel
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters import clean_html, markdown2html
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from pydantic import BaseModel, JsonValue
 
-from zdc_nb import __version__
 from zdc_nb.evaluation import METRICS, MODELS, published_table
 from zdc_nb.findings import (
     ablation_findings,
@@ -32,12 +32,11 @@ from zdc_nb.findings import (
     shape_findings,
     speed_findings,
 )
-from zdc_nb.params import SETUPS, SUBSETS, Study, load_study
-from zdc_nb.records import notebook_names
+from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, project_root
+from zdc_nb.records import Record, load_records, notebook_names
 from zdc_nb.storage import write_text
 
-__all__ = ["ReportError", "build_index", "describe_failures"]
-
+__all__ = ["build_index", "describe_failures", "failed_pages", "unfinished_stages"]
 
 CAPTIONS = {
     "01_repeats": "What is to be learned: each row shows responses to one and the same particle, "
@@ -61,8 +60,17 @@ CAPTIONS = {
 """Figures of the index page, in this order, and what each shows."""
 
 
-class ReportError(RuntimeError):
-    """Something that a report is made of is missing."""
+MADE_BY = {
+    "table1": "04_ablations",
+    "baselines": "04_ablations",
+    "relative_changes": "04_ablations",
+    "reference_left_out": "04_ablations",
+    "datasets": "04_ablations",
+    "table2": "05_shower_shapes",
+    "speed": "06_speed",
+    "training_speed": "06_speed",
+}
+"""Tables of the index page, and the stage that makes each."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +98,45 @@ class _Table:
 
 
 @dataclass(frozen=True)
+class _Failure:
+    """How a notebook ended: ``cell`` is None where it has no error of its own."""
+
+    cell: int | None
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True)
 class _Stage:
-    """One executed notebook: its name, when it began and how long it took."""
+    """One notebook of the study and how far it came.
+
+    Attributes
+    ----------
+    state
+        ``done``, ``failed``, ``stopped`` (without an error of its own: killed, or the machine went
+        down), ``running`` or ``not run``.
+    page, notebook, log
+        its page, the notebook as far as it came and its log, below ``study.reports``, where they
+        are there.
+    """
 
     name: str
     title: str
-    start: datetime
-    duration: timedelta
+    state: str
+    start: datetime | None
+    duration: timedelta | None
+    page: str | None
+    notebook: str | None
+    log: str | None
+    failure: _Failure | None
+    record: Record | None
 
 
 def build_index(study: Study, file: str | Path) -> Path:
-    """Write the index page of a study whose notebooks have all been executed.
+    """Write the index page of a study from what there is.
+
+    A stage that is not done is named at the top with what stopped it, and where a table is missing
+    the page says which stage makes it.
 
     Parameters
     ----------
@@ -113,19 +149,20 @@ def build_index(study: Study, file: str | Path) -> Path:
     -------
     Path
         ``index.html`` below ``study.reports``.
-
-    Raises
-    ------
-    ReportError
-        naming the table or notebook that is missing.
     """
-    table1 = _read_table(study, "table1")
-    table2 = _read_table(study, "table2")
-    speed = _read_table(study, "speed")
-    baselines = _read_table(study, "baselines")
-    stages = [_stage(study, name) for name in notebook_names(study)]
-    started = min(stage.start for stage in stages)
-    ended = max(stage.start + stage.duration for stage in stages)
+    records, wrong_records = load_records(study)
+    stages = [_stage(study, name, records.get(name)) for name in notebook_names(study)]
+    tables = {name: _read_table(study, name) for name in MADE_BY}
+
+    def made(layout: Callable[..., Any], *names: str) -> Any:
+        """Something made from tables; None if one of them is missing."""
+        frames = [tables[name] for name in names]
+        return None if any(frame is None for frame in frames) else layout(*frames)
+
+    begun = [stage.start for stage in stages if stage.start]
+    ended = [s.start + s.duration for s in stages if s.start and s.duration is not None]
+    elapsed = round((max(ended) - min(begun)).total_seconds()) if ended else None
+    recorded = {stage.name: stage.record for stage in stages if stage.record}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zdc_nb"),
         autoescape=True,
@@ -136,70 +173,262 @@ def build_index(study: Study, file: str | Path) -> Path:
     page = environment.get_template("index.html.j2").render(
         study=study,
         file=Path(file).as_posix(),
-        table1_findings=_html(
-            ablation_findings(table1, baselines, _read_table(study, "relative_changes"))
+        table1_findings=made(
+            lambda *frames: _html(ablation_findings(*frames)),
+            *("table1", "baselines", "relative_changes"),
         ),
-        table2_findings=_html(shape_findings(table2)),
-        speed_findings=_html(speed_findings(speed)),
-        engine_findings=_html(engine_findings(_read_table(study, "training_speed"))),
-        table1=_table1_layout(table1),
+        table2_findings=made(lambda frame: _html(shape_findings(frame)), "table2"),
+        speed_findings=made(lambda frame: _html(speed_findings(frame)), "speed"),
+        engine_findings=made(lambda frame: _html(engine_findings(frame)), "training_speed"),
+        table1=made(_table1_layout, "table1"),
         table1_published=_table1_layout(published_table(1)),
-        table2=_table2_layout(table2),
+        table2=made(_table2_layout, "table2"),
         table2_published=_table2_layout(published_table(2)),
-        speed=_speed_layout(speed),
+        speed=made(_speed_layout, "speed"),
         runs=study.evaluation.runs,
-        datasets=_dataset_rows(_read_table(study, "datasets")),
-        left_out=_read_table(study, "reference_left_out").to_dict("records"),
+        datasets=made(_dataset_rows, "datasets"),
+        left_out=made(lambda frame: frame.to_dict("records"), "reference_left_out"),
         figures=list(_figures(study)),
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
         parameters=list(_parameters(study)),
         stages=stages,
-        started=started,
-        elapsed=timedelta(seconds=round((ended - started).total_seconds())),
-        machine=_machine(),
+        unfinished=[stage for stage in stages if stage.state != "done"],
+        made_by={
+            name: stage for name in MADE_BY for stage in stages if stage.name == MADE_BY[name]
+        },
+        started=min(begun) if begun else None,
+        elapsed=None if elapsed is None else timedelta(seconds=elapsed),
+        wrong_records=wrong_records,
+        run_with=_run_with(recorded),
+        versions=_versions(recorded),
+        disagreements=list(_disagreements(recorded)),
+        data=_data(recorded),
     )
     index = study.reports / "index.html"
     write_text(page, index)
     return index
 
 
+# --- Stages and failures ------------------------------------------------------------------------
+
+
+def unfinished_stages(study: Study) -> list[str]:
+    """Names of the study's stages that are not done: failed, stopped, running or not run."""
+    stages = (_stage(study, name, None) for name in notebook_names(study))
+    return [stage.name for stage in stages if stage.state != "done"]
+
+
 def describe_failures(study: Study) -> str:
     """What stopped each of the study's notebooks that failed: cell, error, where to look."""
-    folder = study.reports / "notebooks"
     # by name: what another selection of subsets and setups left behind is not this run's failure
-    failed = [folder / f"{name}.failed.ipynb" for name in notebook_names(study)]
-    return "\n\n".join(_describe_failure(path, study) for path in failed if path.is_file())
+    found = []
+    for name in notebook_names(study):
+        path = _kept(study, name, ".failed")
+        if path.is_file():
+            failure = _failure(path)
+            if failure.cell is None:
+                log = study.reports / "logs" / f"{name}.log"
+                text = f"{name} stopped without an error of its own; see {log}"
+            else:
+                text = (
+                    f"{name} failed in cell {failure.cell}\n{failure.traceback}\n\n{failure.error}"
+                )
+            found.append(f"{text}\nThe notebook as far as it came: {path}")
+    return "\n\n".join(found)
 
 
-def _describe_failure(path: Path, study: Study) -> str:
-    name = path.name.removesuffix(".failed.ipynb")
-    where = f"The notebook as far as it came: {path}"
-    for number, cell in enumerate(nbformat.read(path, as_version=4).cells, start=1):
+def failed_pages(study: Study) -> list[Path]:
+    """Make a page of each notebook that failed, ``html/<name>.failed.html``.
+
+    Pages of failures that are no more are removed. A notebook whose file cannot be read, as when
+    the disk was full, has no page.
+    """
+    exporter = HTMLExporter()
+    # of a progress bar only what it came to
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    made = []
+    for name in notebook_names(study):
+        path = _kept(study, name, ".failed")
+        notebook = _read_notebook(path)
+        if notebook is not None:
+            resources = {"metadata": {"name": path.stem}}
+            body, _ = exporter.from_notebook_node(notebook, resources)
+            made.append(study.reports / "html" / f"{path.stem}.html")
+            write_text(body, made[-1])
+    for stale in {*(study.reports / "html").glob("*.failed.html")} - {*made}:
+        stale.unlink()
+    return made
+
+
+def _kept(study: Study, name: str, suffix: str = "") -> Path:
+    """Where the grid keeps an executed notebook: ``.running``, ``.failed``, or done."""
+    return study.reports / "notebooks" / f"{name}{suffix}.ipynb"
+
+
+def _read_notebook(path: Path) -> Any:
+    """A notebook; None where there is none, or one whose writing was cut off."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        return notebook if notebook.cells else None
+    except Exception:  # noqa: BLE001 - nbformat raises almost anything on what is no notebook
+        return None
+
+
+def _failure(path: Path) -> _Failure:
+    """How the notebook at ``path``, which did not succeed, ended."""
+    notebook = _read_notebook(path)
+    if notebook is None:
+        return _Failure(None, "its notebook was not written to the end", "")
+    for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             if output.output_type == "error" and output.ename != "KeyboardInterrupt":
-                traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-                error = f"{output.ename}: {output.evalue}"
-                return f"{name} failed in cell {number}\n{traceback}\n\n{error}\n{where}"
-    log = study.reports / "logs" / f"{name}.log"
-    return f"{name} stopped without an error of its own; see {log}\n{where}"
+                # without the codes that colour it in a terminal
+                traceback = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", "\n".join(output.traceback))
+                return _Failure(number, f"{output.ename}: {output.evalue}", traceback)
+    return _Failure(None, "it stopped without an error of its own", "")
 
 
-def _read_table(study: Study, name: str) -> pd.DataFrame:
+def _stage(study: Study, name: str, record: Record | None) -> _Stage:
+    done, failed, running = (_kept(study, name, suffix) for suffix in ("", ".failed", ".running"))
+    failure = None
+    if failed.is_file():
+        kept: Path | None = failed
+        failure = _failure(failed)
+        state = "stopped" if failure.cell is None else "failed"
+    elif done.is_file():
+        kept, state = done, "done"
+    elif record is not None and record.status == "running":
+        kept, state = None, "running"
+    elif running.is_file() or (record is not None and record.status == "stopped"):
+        kept, state = running if running.is_file() else None, "stopped"
+    else:
+        # what a run by hand has recorded is not this notebook's
+        kept, state, record = None, "not run", None
+    notebook = _read_notebook(kept) if kept else None
+    ran = notebook.metadata.get("papermill", {}) if notebook else {}
+    start = datetime.fromisoformat(ran["start_time"]) if ran.get("start_time") else None
+    seconds = ran.get("duration") if state == "done" else None
+    source = project_root() / "notebooks" / f"{name.partition('-')[0]}.ipynb"
+    return _Stage(
+        name,
+        _title(notebook or _read_notebook(source)),
+        state,
+        start or (record.started if record else None),
+        None if seconds is None else timedelta(seconds=round(seconds)),
+        page=_below(study, study.reports / "html" / f"{(kept or done).stem}.html"),
+        notebook=_below(study, kept) if kept else None,
+        log=_below(study, study.reports / "logs" / f"{name}.log"),
+        failure=failure,
+        record=record,
+    )
+
+
+def _below(study: Study, path: Path) -> str | None:
+    """``path`` from the page's folder, if there is such a file."""
+    return path.relative_to(study.reports).as_posix() if path.is_file() else None
+
+
+def _title(notebook: Any) -> str:
+    """The heading that a notebook opens with."""
+    cells = notebook.cells if notebook else []
+    return cells[0].source.split("\n")[0].lstrip("# ") if cells else ""
+
+
+# --- Records ------------------------------------------------------------------------------------
+
+
+def _distinct(
+    records: Mapping[str, Record], value: Callable[[Record], str | None]
+) -> dict[str, list[str]]:
+    """Each value among the records, with the stages that have it."""
+    found: dict[str, list[str]] = {}
+    for stage, record in records.items():
+        found.setdefault(value(record) or "unknown", []).append(stage)
+    return found
+
+
+def _commit(record: Record) -> str:
+    if record.git is None:
+        return "not from a git repository"
+    return record.git.commit + (" with uncommitted changes" if record.git.dirty else "")
+
+
+def _machine(record: Record) -> str:
+    device = record.device
+    gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
+    return f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}"
+
+
+def _run_with(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
+    """What is the same for a whole study, if nothing changed: name and every value there is."""
+    values: dict[str, Callable[[Record], str | None]] = {
+        "study file": lambda record: record.study_file,
+        "seed": lambda record: str(record.seed),
+        "git commit": _commit,
+        "machine": _machine,
+    }
+    return [(name, list(_distinct(records, value))) for name, value in values.items()]
+
+
+def _version(package: str) -> Callable[[Record], str | None]:
+    return lambda record: record.versions.get(package)
+
+
+def _packages(records: Mapping[str, Record]) -> list[str]:
+    return list(dict.fromkeys(name for record in records.values() for name in record.versions))
+
+
+def _versions(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
+    """Each package with every version of it that a stage ran with."""
+    return [(name, list(_distinct(records, _version(name)))) for name in _packages(records)]
+
+
+def _disagreements(
+    records: Mapping[str, Record],
+) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """What is not the same for all stages: its name, and the stages by value."""
+    values: dict[str, Callable[[Record], str | None]] = {
+        "seed": lambda record: str(record.seed),
+        "git commit": _commit,
+        **{f"version of {name}": _version(name) for name in _packages(records)},
+    }
+    for name, value in values.items():
+        found = _distinct(records, value)
+        if len(found) > 1:
+            yield name, found
+    with_data = {stage: record for stage, record in records.items() if record.data}
+    data = _distinct(with_data, lambda record: json.dumps(record.data, sort_keys=True))
+    if len(data) > 1:
+        # the files themselves are too much for a sentence
+        yield "data", {f"version {i}": stages for i, stages in enumerate(data.values(), start=1)}
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the records say of the data: see :class:`zdc_nb.records.Record`."""
+
+    files: list[dict[str, JsonValue]]
+    dropped: dict[str, JsonValue]
+    more: list[tuple[str, str]]
+
+
+def _data(records: Mapping[str, Record]) -> _Data:
+    """The data of the first stage that knows them."""
+    known = next((record.data for record in records.values() if record.data), {})
+    files, dropped = known.get("files"), known.get("dropped")
+    return _Data(
+        files=[file for file in files if isinstance(file, dict)] if isinstance(files, list) else [],
+        dropped=dropped if isinstance(dropped, dict) else {},
+        more=[(k, _plain(v)) for k, v in known.items() if k not in {"files", "dropped"}],
+    )
+
+
+# --- Tables -------------------------------------------------------------------------------------
+
+
+def _read_table(study: Study, name: str) -> pd.DataFrame | None:
     path = study.reports / "tables" / f"{name}.csv"
-    if not path.is_file():
-        raise ReportError(f"{path}: no such table; run the notebooks of {study.name!r} first")
-    return pd.read_csv(path, keep_default_na=False)
-
-
-def _stage(study: Study, name: str) -> _Stage:
-    path = study.reports / "notebooks" / f"{name}.ipynb"
-    if not path.is_file():
-        raise ReportError(f"{path}: this notebook has not been executed")
-    notebook = nbformat.read(path, as_version=4)
-    run = notebook.metadata.papermill
-    title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-    start = datetime.fromisoformat(run.start_time)
-    return _Stage(name, title, start, timedelta(seconds=round(run.duration)))
+    return pd.read_csv(path, keep_default_na=False) if path.is_file() else None
 
 
 def _numbers(frame: pd.DataFrame, *columns: str) -> dict[tuple[str, ...], float]:
@@ -269,8 +498,8 @@ def _speed_layout(frame: pd.DataFrame) -> _Table:
 
 
 def _html(markdown: str) -> Markup:
-    """HTML of the project's own sentences."""
-    return Markup(markdown2html(markdown))
+    """HTML of the project's own sentences, safe whatever names they quote."""
+    return Markup(clean_html(markdown2html(markdown)))
 
 
 def _figures(study: Study) -> Iterator[tuple[str, str]]:
@@ -312,22 +541,20 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _machine() -> str:
-    """The machine that this runs on."""
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"
-        f"Python {platform.python_version()}, torch {version('torch')}, zdc-nb {__version__}"
-    )
-
-
-def main() -> None:
-    """Command line: build the index page of one study and print where it is."""
+def main() -> int:
+    """Command line: build the page of one study; 1 if some of its stages are not done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", help="a study file, such as params/small.yaml")
     file = parser.parse_args().study
-    print(build_index(load_study(file), file))
+    study = load_study(file)
+    failed_pages(study)
+    print(build_index(study, file))
+    unfinished = unfinished_stages(study)
+    if unfinished:
+        total = len(notebook_names(study))
+        print(f"{len(unfinished)} of {total} stages failed or are missing: {', '.join(unfinished)}")
+    return int(bool(unfinished))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
