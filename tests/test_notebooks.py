@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 
 from zdc_nb.evaluation import METRICS, QUANTITIES
 from zdc_nb.params import Study, load_study
-from zdc_nb.records import notebook_names
+from zdc_nb.records import load_records, notebook_names
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, dict[str, Any]] = {
@@ -98,6 +98,18 @@ def test_every_notebook_ran_with_its_parameters(study: Study) -> None:
         assert "data:image/png;base64," in page
     leftovers = [*study.reports.rglob("*.running.ipynb"), *study.reports.rglob("*.failed.ipynb")]
     assert not leftovers
+
+
+def test_every_stage_left_a_record(study: Study) -> None:
+    records, wrong = load_records(study)
+    assert not wrong
+    assert list(records) == notebook_names(study)
+    for name, record in records.items():
+        assert (record.stage, record.status, record.attempts) == (name, "done", 1)
+        assert record.parameters == study.model_dump(mode="json")
+        assert record.peak_memory_mb is not None
+        # the process imports torch, which takes that much
+        assert record.peak_memory_mb > 100
 
 
 def test_table1_is_tidy_and_complete(study: Study) -> None:

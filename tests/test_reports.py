@@ -572,8 +572,9 @@ def test_disagreement_of_records_is_told(study: Study, changes: dict[str, Any], 
     found = [w.get_text() for w in read_page(study).select(".warning")]
     (warning, *_) = [text for text in found if f"same {what}:" in text]
     assert warning not in before
-    # the one that differs is named last
-    assert " ".join(warning.split()).endswith(" in 06_speed.")
+    others = len(notebook_names(study)) - 1
+    assert f" in {others} stages; " in warning
+    assert warning.endswith(" in 06_speed.")
 
 
 def test_stage_whose_process_is_gone_is_stopped(study: Study) -> None:

@@ -383,24 +383,28 @@ def _versions(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
     return [(name, list(_distinct(records, _version(name)))) for name in _packages(records)]
 
 
-def _disagreements(
-    records: Mapping[str, Record],
-) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _disagreements(records: Mapping[str, Record]) -> Iterator[tuple[str, dict[str, str]]]:
     """What is not the same for all stages: its name, and the stages by value."""
     values: dict[str, Callable[[Record], str | None]] = {
         "seed": lambda record: str(record.seed),
         "git commit": _commit,
         **{f"version of {name}": _version(name) for name in _packages(records)},
     }
-    for name, value in values.items():
-        found = _distinct(records, value)
-        if len(found) > 1:
-            yield name, found
+    found = {name: _distinct(records, value) for name, value in values.items()}
     with_data = {stage: record for stage, record in records.items() if record.data}
     data = _distinct(with_data, lambda record: json.dumps(record.data, sort_keys=True))
-    if len(data) > 1:
-        # the files themselves are too much for a sentence
-        yield "data", {f"version {i}": stages for i, stages in enumerate(data.values(), start=1)}
+    # the data themselves are too much for a sentence
+    found["data"] = {f"version {i}": names for i, names in enumerate(data.values(), start=1)}
+    for name, stages in found.items():
+        if len(stages) > 1:
+            most = max(stages, key=lambda value: len(stages[value]))
+            yield (
+                name,
+                {
+                    value: f"{len(names)} stages" if value == most else ", ".join(names)
+                    for value, names in stages.items()
+                },
+            )
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,9 @@ def open_tracker(
     """
     folder = _folder(study, "tensorboard", stage)
     if resume_step == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(_folder(study, "wandb", stage), ignore_errors=True)
+        for earlier in (folder, _folder(study, "wandb", stage)):
+            if earlier.exists():
+                shutil.rmtree(earlier)
     # before anything is written: a key that is missing is told at once
     run = _wandb_run(study, stage, resume_step > 0, config) if study.tracking == "wandb" else None
     return Tracker(SummaryWriter(folder, purge_step=resume_step + 1 if resume_step else None), run)
