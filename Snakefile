@@ -8,13 +8,22 @@ depends on has changed, but not when zdc_nb changes: add --forceall for that.
 
 import re
 import sys
+from contextlib import ExitStack
 
 from zdc_nb.params import load_study
 from zdc_nb.reports import describe_failures, notebook_names
+from zdc_nb.storage import exclusive
 from zdc_nb.training import choose_device
 
 STUDY_FILE = config.get("study", "params/small.yaml")
 STUDY = load_study(STUDY_FILE)
+
+# One run of a study at a time; a second waits, and finds all done then. Held before it is looked
+# what there is to do, until this process ends, however it does: Snakemake's own lock would stay
+# behind after a SIGKILL, and is turned off in profiles/default.
+RUN = ExitStack()
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    RUN.enter_context(exclusive(STUDY.artifacts / ".run.lock", f"the study {STUDY.name}"))
 
 ARTIFACTS = str(STUDY.artifacts)
 REPORTS = str(STUDY.reports)
@@ -57,32 +66,11 @@ def largest_first(wildcards):
     return int(wildcards.subset == "all")
 
 
-# Lines as they come, after the job's name. To Python a carriage return, with which a progress bar
-# goes back to its beginning, ends a line, too.
-SHOW = """
-import sys
-for line in filter(str.strip, open(0, encoding="utf-8", errors="replace")):
-    print(f"[{sys.argv[1]}]", line.rstrip(), flush=True)
-"""
-
-# A notebook has another name until it has succeeded, so that one which failed is not taken for
-# done and stays to be looked at.
-EXECUTE = r"""
+# The job ends with the process that waits for it, this one or that of a cluster's job.
+EXECUTE = """
 export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
-done={output.notebook:q}
-job="$(basename "$done" .ipynb)"
-running="${{done%.ipynb}}.running.ipynb"
-failed="${{done%.ipynb}}.failed.ipynb"
-rm -f "$failed"
-if {PYTHON:q} -m papermill {input.notebook:q} "$running" --kernel python3 --no-progress-bar \
-    --stdout-file /dev/stdout --stderr-file /dev/stdout \
-    -r study {STUDY_FILE:q} {params.parameters:q} 2> {log:q} | {PYTHON:q} -X utf8 -c {SHOW:q} "$job"
-then
-    mv "$running" "$done"
-else
-    mv "$running" "$failed"
-    exit 1
-fi
+exec {PYTHON:q} -m zdc_nb.execute {input.notebook:q} {output.notebook:q} --parent $PPID \
+    -r study {STUDY_FILE:q} {params.parameters:q} 2> {log:q}
 """
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from zdc_nb import stages
+from zdc_nb import stages, training
 from zdc_nb.params import ParameterError, Study, load_study
+from zdc_nb.storage import ArtefactError, read_sidecar, sidecar
+from zdc_nb.training import save_surrogate
 
 SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
 
@@ -34,7 +37,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_a_student_trains_and_evaluates_its_teacher_first(study: Study) -> None:
     for kind in ("models", "history", "evaluation", "samples"):
-        assert sorted(p.stem for p in (study.artifacts / kind / "n").iterdir()) == ["bs", "teacher"]
+        found = sorted((study.artifacts / kind / "n").glob("*.json"))
+        assert [path.name.split(".")[0] for path in found] == ["bs", "teacher"]
+        assert all(path.with_suffix("").is_file() for path in found)
 
 
 def test_results_come_back_as_they_were_saved(study: Study) -> None:
@@ -52,7 +57,7 @@ def test_results_come_back_as_they_were_saved(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "models"),
+    ("section", "values", "refused"),
     [
         ("data", {"repeats": 21}, ("teacher", "bs")),
         ("teacher", {"epochs": 2}, ("teacher", "bs")),
@@ -61,32 +66,77 @@ def test_results_come_back_as_they_were_saved(study: Study) -> None:
     ],
 )
 def test_artefacts_of_other_parameters_are_refused_by_name(
-    study: Study, section: str, values: dict[str, object], models: tuple[str, ...]
+    study: Study, section: str, values: dict[str, object], refused: tuple[str, ...]
 ) -> None:
     other = changed(study, section, **values)
+    changes = rf"{section}\.{next(iter(values))}"
     for model in ("teacher", "bs"):
-        for load in (stages.load_model, stages.load_history, stages.load_samples):
-            if model in models:
-                with pytest.raises(ValueError, match=rf"{model}\.safetensors.*\(in {section}\)"):
+        for load in (
+            stages.load_model,
+            stages.load_history,
+            stages.load_samples,
+            stages.load_evaluation,
+        ):
+            if model in refused:
+                with pytest.raises(ArtefactError, match=rf"{model}\.\w+: .*other.*{changes}"):
                     load(other, "n", model)
             else:
                 load(other, "n", model)
 
 
+def test_an_evaluation_of_other_runs_is_refused_but_its_model_is_not(study: Study) -> None:
+    other = changed(study, "evaluation", runs=3)
+    with pytest.raises(ArtefactError, match=r"teacher\.csv: .*evaluation\.runs"):
+        stages.load_evaluation(other, "n", "teacher")
+    stages.load_model(other, "n", "teacher")
+
+
+def test_a_student_of_another_teacher_is_refused(study: Study) -> None:
+    path = study.artifacts / "models" / "n" / "teacher.safetensors"
+    kept = path.read_bytes(), sidecar(path).read_bytes()
+    try:
+        teacher = stages.load_model(study, "n", "teacher")
+        teacher.flow.networks[0].last.bias[0] += 1
+        save_surrogate(teacher, path, read_sidecar(path)["made_with"])
+        stages.load_model(study, "n", "teacher")
+        with pytest.raises(ArtefactError, match=r"bs\.safetensors: .*trained_teacher"):
+            stages.load_model(study, "n", "bs")
+        with pytest.raises(ArtefactError, match=r"teacher\.csv: .*trained_model"):
+            stages.load_evaluation(study, "n", "teacher")
+    finally:
+        path.write_bytes(kept[0])
+        sidecar(path).write_bytes(kept[1])
+
+
+def test_a_stage_that_was_stopped_after_its_training_does_not_train_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, history = stages.make_student(study, "n", "bs")
+    monkeypatch.setattr(training._Fit, "_step", None)  # would fail
+    again, continued = stages.make_student(study, "n", "bs")
+    assert continued.attrs["resumed_from_step"] == history["step"].max()
+    assert continued.equals(history)
+    for name, value in first.flow.state_dict().items():
+        assert torch.equal(value, again.flow.state_dict()[name])
+    stages.close_training(study, "n", "bs")
+    with pytest.raises(TypeError):
+        stages.make_student(study, "n", "bs")
+
+
 def test_what_is_missing_is_named_with_what_makes_it(study: Study) -> None:
-    with pytest.raises(stages.MissingStageError, match=r"bs\+ch\.safetensors is missing") as error:
+    with pytest.raises(stages.MissingStageError, match=r"bs\+ch\.csv is missing") as error:
         stages.load_history(study, "n", "bs+ch")
     assert "03_student_distillation.ipynb out.ipynb -p subset n -p setup bs+ch" in str(error.value)
     with pytest.raises(stages.MissingStageError, match="02_teacher_training"):
         stages.load_model(study, "all", "teacher")
 
 
-def test_broken_samples_are_named(study: Study) -> None:
+def test_damaged_samples_are_named(study: Study) -> None:
     path = study.artifacts / "samples" / "n" / "bs.npz"
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match=r"bs\.npz: expected an npz file"):
+        with pytest.raises(ArtefactError, match=r"bs\.npz: damaged"):
             stages.load_samples(study, "n", "bs")
     finally:
         path.write_bytes(whole)

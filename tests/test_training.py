@@ -1,4 +1,4 @@
-"""Training, distillation and checkpoints, on a small grid of the real thing."""
+"""Training, distillation and trained models, on a small grid of the real thing."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from zdc_nb.flows import Student, Teacher, start_from_teacher
 from zdc_nb.params import Study, derive_seed, load_study
 from zdc_nb.preprocessing import DIM, encode_responses
 from zdc_nb.simulation import simulate
+from zdc_nb.storage import check_artefact
 from zdc_nb.training import (
     DISTILLATION_TERMS,
     DivergenceError,
@@ -26,7 +27,6 @@ from zdc_nb.training import (
     distillation_terms,
     likelihood_step,
     load_surrogate,
-    read_made_with,
     save_surrogate,
     train_teacher,
 )
@@ -79,7 +79,7 @@ def test_the_best_epoch_is_kept_even_if_it_is_not_the_last():
     script = iter([3.0, 1.0, 2.0])
     seen = []
 
-    def validate() -> dict[str, torch.Tensor]:
+    def validate(_pause: object) -> dict[str, torch.Tensor]:
         seen.append({name: value.clone() for name, value in flow.state_dict().items()})
         return {"loss": torch.tensor(next(script))}
 
@@ -87,7 +87,8 @@ def test_the_best_epoch_is_kept_even_if_it_is_not_the_last():
         x, context = torch.ones(len(indices), 4), torch.ones(len(indices), 2)
         return {"loss": -flow.log_prob(x, context).mean()}
 
-    training._fit(flow, tiny().teacher, 3, 20, "test", 0, loss, validate, progress=False)
+    fit = training._Fit(flow, tiny().teacher, 3, 20, "test", 0, checkpoint=None)
+    fit.run(loss, validate, progress=False, track=None)
     assert len(seen) == 3
     for name, value in flow.state_dict().items():
         assert torch.equal(value, seen[1][name])
@@ -256,24 +257,22 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
     assert values[200] == pytest.approx(0, abs=1e-9)
 
 
-def test_checkpoints_come_back_whole(tmp_path, parts, taught):
+def test_trained_models_come_back_whole(tmp_path, parts, taught):
     path = tmp_path / "teacher.safetensors"
     save_surrogate(taught[0], path, {"seed": 3})
-    assert read_made_with(path) == {"seed": 3}
+    check_artefact(path, {"seed": 3})
     loaded = load_surrogate(path, torch.device("cpu"))
     first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], loaded))
     assert np.array_equal(first, second)
     assert loaded.architecture == tiny().flow
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_file_that_is_no_model_is_named(tmp_path, content):
     path = tmp_path / "teacher.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
+    with pytest.raises(ValueError, match=r"teacher\.safetensors: not a trained model"):
         load_surrogate(path, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"teacher\.safetensors: not a checkpoint"):
-        read_made_with(path)
 
 
 def test_a_step_lowers_the_same_loss_with_both_engines(parts, taught):

@@ -7,13 +7,17 @@ A stage is what one notebook does. It reads and writes below ``study.artifacts``
     history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
+    checkpoints/<subset>/<model>.*         of a training that is not done yet
 
-where model is ``teacher`` or the name of a setup.
+where model is ``teacher`` or the name of a setup. Beside each lies ``<name>.json`` with its checksum
+and all that it was made with; what is not whole, or was made with anything else than the study has
+now, is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +26,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from zdc_nb.checkpoints import Checkpoint
 from zdc_nb.evaluation import evaluate_runs
 from zdc_nb.events import Events
-from zdc_nb.files import study_split
+from zdc_nb.files import data_identity, study_split
 from zdc_nb.params import Study, Subset, derive_seed
-from zdc_nb.storage import write_atomically, write_csv
+from zdc_nb.storage import check_artefact, exclusive, read_sidecar, write_artefact
+from zdc_nb.tracking import Tracker, log_metrics, open_tracker
 from zdc_nb.training import (
     Surrogate,
     choose_device,
@@ -34,13 +40,13 @@ from zdc_nb.training import (
     distillation_step,
     likelihood_step,
     load_surrogate,
-    read_made_with,
     save_surrogate,
     train_teacher,
 )
 
 __all__ = [
     "MissingStageError",
+    "close_training",
     "device",
     "evaluate_model",
     "load_evaluation",
@@ -93,25 +99,31 @@ def _existing(study: Study, kind: str, subset: str, model: str) -> Path:
     return path
 
 
-def _made_with(study: Study, model: str) -> dict[str, Any]:
-    """The parameters that the artefacts of a model depend on."""
-    sections = {"seed", "data", "preprocessing", "flow", "teacher"}
+def _made_with(study: Study, kind: str, subset: str, model: str) -> dict[str, Any]:
+    """All that an artefact depends on: parameters, the data, and the artefacts that it came from."""
+    sections = {"seed", "preprocessing", "flow", "teacher"}
     if model != "teacher":
         sections.add("student")
-    return study.model_dump(mode="json", include=sections)
+    made_with = study.model_dump(mode="json", include=sections)
+    # which file it is follows of its content
+    made_with["data"] = study.data.model_dump(mode="json", exclude={"file"})
+    made_with["source"] = data_identity(study)
+    if model != "teacher":
+        teacher = _existing(study, "models", subset, "teacher")
+        made_with["trained_teacher"] = read_sidecar(teacher)["sha256"]
+    if kind in ("evaluation", "samples"):
+        made_with["evaluation"] = study.evaluation.model_dump(include={"runs", "batch"})
+        made_with["trained_model"] = read_sidecar(_existing(study, "models", subset, model))[
+            "sha256"
+        ]
+    return made_with
 
 
 def _current(study: Study, kind: str, subset: str, model: str) -> Path:
-    """As :func:`_existing`; ``ValueError`` if it was made with other parameters."""
-    checkpoint = _existing(study, "models", subset, model)
-    theirs, mine = read_made_with(checkpoint), _made_with(study, model)
-    if theirs != mine:
-        changed = [name for name, value in mine.items() if (theirs or {}).get(name) != value]
-        raise ValueError(
-            f"{checkpoint}: was made with other parameters than study {study.name!r} has now "
-            f"(in {', '.join(changed)}); delete it, or run the study, to make it again"
-        )
-    return _existing(study, kind, subset, model)
+    """As :func:`_existing`; :class:`ArtefactError` if not whole or made with anything else."""
+    path = _existing(study, kind, subset, model)
+    check_artefact(path, _made_with(study, kind, subset, model))
+    return path
 
 
 # --- Making -------------------------------------------------------------------------------------
@@ -120,11 +132,17 @@ def _current(study: Study, kind: str, subset: str, model: str) -> Path:
 def make_teacher(
     study: Study, subset: str, progress: bool = False
 ) -> tuple[Surrogate, pd.DataFrame]:
-    """Train and save the teacher of ``subset``; returns it and its history."""
+    """Train and save the teacher of ``subset``; returns it and its history.
+
+    Goes on from the checkpoint of a training that was stopped, see :func:`close_training`.
+    """
     name = study.check_subset(subset)
     train, validation, _ = load_split(study, name)
-    surrogate, history = train_teacher(train, validation, study, name, progress)
-    _save(study, name, "teacher", surrogate, history)
+    with _training(study, name, "teacher") as (checkpoint, track):
+        surrogate, history = train_teacher(
+            train, validation, study, name, progress, checkpoint, track
+        )
+        _save(study, name, "teacher", surrogate, history)
     return surrogate, history
 
 
@@ -137,26 +155,66 @@ def ready_teacher(study: Study, subset: str, progress: bool = False) -> Surrogat
     print(f"no teacher of {subset!r} in {study.artifacts} yet: training it first")
     teacher, _ = make_teacher(study, subset, progress)
     evaluate_model(study, subset, "teacher", teacher, progress)
+    close_training(study, subset, "teacher")
     return teacher
 
 
 def make_student(
     study: Study, subset: str, setup: str, progress: bool = False
 ) -> tuple[Surrogate, pd.DataFrame]:
-    """Distil and save the student of ``subset`` and ``setup``; returns it and its history."""
+    """Distil and save the student of ``subset`` and ``setup``; returns it and its history.
+
+    Goes on from the checkpoint of a training that was stopped, see :func:`close_training`.
+    """
     name, kind = study.check_subset(subset), study.check_setup(setup)
     train, validation, _ = load_split(study, name)
     teacher = ready_teacher(study, name, progress)
-    surrogate, history = distil_student(teacher, train, validation, study, name, kind, progress)
-    _save(study, name, kind, surrogate, history)
+    with _training(study, name, kind) as (checkpoint, track):
+        surrogate, history = distil_student(
+            teacher, train, validation, study, name, kind, progress, checkpoint, track
+        )
+        _save(study, name, kind, surrogate, history)
     return surrogate, history
+
+
+def close_training(study: Study, subset: str, model: str) -> None:
+    """Remove the checkpoint of a training once all that is made of it is there.
+
+    Until then a stage that was stopped after the training, in the evaluation say, need not train
+    again.
+    """
+    _checkpoint(study, subset, model).remove()
+
+
+def _checkpoint(study: Study, subset: str, model: str) -> Checkpoint:
+    path = study.artifacts / "checkpoints" / subset / f"{model}.safetensors"
+    made_with = _made_with(study, "models", subset, model)
+    return Checkpoint(path, made_with, study.checkpoint_seconds)
+
+
+@contextmanager
+def _training(
+    study: Study, subset: str, model: str
+) -> Iterator[tuple[Checkpoint, Callable[[int], Tracker]]]:
+    """The checkpoint and the log of a training that no other process is at."""
+    checkpoint = _checkpoint(study, subset, model)
+    curves = _curves(subset, model)
+    with exclusive(checkpoint.path.with_suffix(".lock"), f"the training of {curves}"):
+        yield checkpoint, lambda step: open_tracker(study, curves, step)
+
+
+def _curves(subset: str, model: str) -> str:
+    """Under which name the losses and metrics of a model are logged."""
+    return f"teacher/{subset}" if model == "teacher" else f"student/{subset}/{model}"
 
 
 def _save(
     study: Study, subset: Subset, model: str, surrogate: Surrogate, history: pd.DataFrame
 ) -> None:
-    write_csv(history, _artefact(study, "history", subset, model))
-    save_surrogate(surrogate, _artefact(study, "models", subset, model), _made_with(study, model))
+    made_with = _made_with(study, "models", subset, model)
+    with write_artefact(_artefact(study, "history", subset, model), made_with) as temporary:
+        history.to_csv(temporary, index=False)
+    save_surrogate(surrogate, _artefact(study, "models", subset, model), made_with)
 
 
 def evaluate_model(
@@ -179,9 +237,13 @@ def evaluate_model(
             yield generated
 
     metrics = evaluate_runs(subset, model, test, generations())
-    with write_atomically(_artefact(study, "samples", subset, model)) as temporary:
+    made_with = _made_with(study, "evaluation", subset, model)
+    with write_artefact(_artefact(study, "samples", subset, model), made_with) as temporary:
         np.savez_compressed(temporary, responses=shown[0])
-    write_csv(metrics, _artefact(study, "evaluation", subset, model))
+    with write_artefact(_artefact(study, "evaluation", subset, model), made_with) as temporary:
+        metrics.to_csv(temporary, index=False)
+    means = metrics.groupby("metric", sort=False)["value"].mean()
+    log_metrics(study, _curves(subset, model), {str(name): mean for name, mean in means.items()})
     return metrics, shown
 
 
@@ -189,7 +251,7 @@ def evaluate_model(
 
 
 def load_model(study: Study, subset: str, model: str) -> Surrogate:
-    """A trained model; ``ValueError`` if it was made with other parameters than the study's."""
+    """A trained model; :class:`ArtefactError` if it was made with other parameters or data."""
     return load_surrogate(_current(study, "models", subset, model), choose_device(study.device))
 
 
@@ -217,13 +279,12 @@ def load_history(study: Study, subset: str, model: str) -> pd.DataFrame:
 
 def load_samples(study: Study, subset: str, model: str) -> NDArray[np.uint16]:
     """(N, 44, 44) responses of a model's first generation, aligned with the test split."""
-    path = _current(study, "samples", subset, model)
-    try:
-        # numpy itself leaves a broken file open
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            responses: NDArray[np.uint16] = file["responses"]
-    except Exception as error:  # numpy raises almost anything on bytes that are no npz
-        raise ValueError(f"{path}: expected an npz file with the array 'responses'") from error
+    # numpy itself leaves a broken file open
+    with (
+        _current(study, "samples", subset, model).open("rb") as stream,
+        np.load(stream, allow_pickle=False) as file,
+    ):
+        responses: NDArray[np.uint16] = file["responses"]
     return responses
 
 

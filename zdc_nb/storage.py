@@ -1,26 +1,54 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and that say what they were made with.
+
+Beside each artefact lies ``<name>.json`` with its checksum and the parameters that it was made
+with. It is written last: an artefact without it, or whose bytes it does not describe, is not whole.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-__all__ = ["write_atomically", "write_csv", "write_text"]
+__all__ = [
+    "ArtefactError",
+    "check_artefact",
+    "checksum",
+    "exclusive",
+    "is_current",
+    "read_sidecar",
+    "sidecar",
+    "write_artefact",
+    "write_atomically",
+    "write_csv",
+    "write_text",
+]
+
+
+class ArtefactError(ValueError):
+    """An artefact is damaged, or was made with other parameters or data; the message names it."""
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix beside ``path``, renamed to it if the block succeeds.
 
-    Folders are made where needed; on an error nothing is left behind.
+    Folders are made where needed; on an error nothing is left behind. What a killed process of
+    this machine left behind when it wrote the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    _sweep(path)
+    prefix = f"{_mark(path)}{os.getpid()}-"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,9 +57,37 @@ def write_atomically(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
+        # the bytes before the name: a machine that loses power keeps the old file or the new
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> str:
+    """How the names of temporary files for ``path`` begin, before the number of the process."""
+    return f".{path.name}-{socket.gethostname()}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files for ``path`` whose process is no more."""
+    mark = _mark(path)
+    for leftover in path.parent.iterdir():
+        if leftover.name.startswith(mark):
+            pid = leftover.name.removeprefix(mark).split("-")[0]
+            if pid.isdecimal() and not _is_running(int(pid)):
+                leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -44,3 +100,122 @@ def write_text(text: str, path: Path) -> None:
     """Write ``text`` in UTF-8."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+# --- Artefacts ----------------------------------------------------------------------------------
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sidecar(path: Path) -> Path:
+    """Where the checksum and the parameters of the artefact ``path`` are."""
+    return path.with_name(path.name + ".json")
+
+
+@contextmanager
+def write_artefact(path: Path, made_with: object) -> Iterator[Path]:
+    """As :func:`write_atomically`, and then the sidecar.
+
+    ``made_with`` is anything that JSON can hold: all that the artefact depends on.
+    """
+    with write_atomically(path) as temporary:
+        yield temporary
+        # of the bytes that were written, before another process can write the same artefact
+        description = {
+            "bytes": temporary.stat().st_size,
+            "sha256": checksum(temporary),
+            "made_with": made_with,
+        }
+    write_text(json.dumps(description, indent=1), sidecar(path))
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What is known of the artefact ``path``: ``bytes``, ``sha256`` and ``made_with``.
+
+    Raises
+    ------
+    ArtefactError
+        naming the artefact, where its sidecar is missing or not whole.
+    """
+    try:
+        content = json.loads(sidecar(path).read_text("utf-8"))
+        return {key: content[key] for key in ("bytes", "sha256", "made_with")}
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{path}: not whole, {sidecar(path).name} with its checksum is missing; delete it, or "
+            "run the study, to make it again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{sidecar(path)}: expected the checksum of {path.name}") from error
+
+
+def check_artefact(path: Path, made_with: object) -> None:
+    """Raise :class:`ArtefactError` unless ``path`` is whole and was made with ``made_with``."""
+    known = read_sidecar(path)
+    mine = json.loads(json.dumps(made_with))  # as JSON gives it back: no tuples
+    if known["made_with"] != mine:
+        changed = ", ".join(_differences(known["made_with"], mine))
+        raise ArtefactError(
+            f"{path}: was made with other parameters or data than this study has now ({changed}); "
+            "delete it, or run the study, to make it again"
+        )
+    if path.stat().st_size != known["bytes"] or checksum(path) != known["sha256"]:
+        raise ArtefactError(
+            f"{path}: damaged, its bytes are not those of the checksum in {sidecar(path).name}; "
+            "delete it, or run the study, to make it again"
+        )
+
+
+def is_current(path: Path, made_with: object) -> bool:
+    """Whether ``path`` is there, whole, and was made with ``made_with``."""
+    try:
+        check_artefact(path, made_with)
+    except (ArtefactError, FileNotFoundError):
+        return False
+    return True
+
+
+def _differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:
+    """Dotted names of the values that differ."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted({*theirs, *mine}):
+            yield from _differences(theirs.get(key), mine.get(key), f"{where}.{key}".lstrip("."))
+    elif theirs != mine:
+        yield where or "all"
+
+
+# --- Who may write ------------------------------------------------------------------------------
+
+
+@contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path``; wait, and say so, while another process holds it.
+
+    The system drops the lock of a process that dies, however it does. Where the file system knows
+    no locks, a line says so, and nothing is locked.
+
+    Parameters
+    ----------
+    path
+        a file of its own, made where needed and left behind.
+    what
+        is done under the lock, for the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process that is at {what} (it holds {path})", flush=True)
+            lock.acquire(poll_interval=0.5)
+    except NotImplementedError:
+        print(f"{path}: this file system has no locks; run {what} once at a time", flush=True)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from zdc_nb.checkpoints import Checkpoint, Progress, StopRequest, TrainingInterrupted
 from zdc_nb.detector import channel_masks, diversity_weights
 from zdc_nb.events import Events
 from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
@@ -34,7 +35,8 @@ from zdc_nb.params import (
     derive_seed,
 )
 from zdc_nb.preprocessing import DIM, ConditionScaler, decode_responses, encode_responses
-from zdc_nb.storage import write_atomically
+from zdc_nb.storage import write_artefact
+from zdc_nb.tracking import Tracker
 
 __all__ = [
     "DISTILLATION_TERMS",
@@ -48,7 +50,6 @@ __all__ = [
     "distillation_terms",
     "likelihood_step",
     "load_surrogate",
-    "read_made_with",
     "save_surrogate",
     "train_teacher",
 ]
@@ -142,13 +143,13 @@ class Surrogate:
         return np.concatenate(parts)
 
 
-# --- Checkpoints --------------------------------------------------------------------------------
+# --- Trained models -----------------------------------------------------------------------------
 
 
 def save_surrogate(surrogate: Surrogate, path: Path, made_with: object = None) -> None:
-    """Write a checkpoint (safetensors): weights, scaler and the parameters to rebuild it.
+    """Write a trained model (safetensors): weights, scaler and the parameters to rebuild it.
 
-    ``made_with`` is anything that JSON can hold; :func:`read_made_with` gives it back.
+    ``made_with`` as in :func:`zdc_nb.storage.write_artefact`.
     """
     flow = surrogate.flow
     tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
@@ -161,22 +162,12 @@ def save_surrogate(surrogate: Surrogate, path: Path, made_with: object = None) -
         "flow": surrogate.architecture.model_dump(),
         "preprocessing": surrogate.preprocessing.model_dump(),
     }
-    with write_atomically(path) as temporary:
-        metadata = {"description": json.dumps(description), "made_with": json.dumps(made_with)}
-        save_file(tensors, temporary, metadata)
-
-
-def read_made_with(path: Path) -> Any:
-    """What a checkpoint was saved with, without reading its weights; ``ValueError`` as below."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["made_with"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this project ({error})") from error
+    with write_artefact(path, made_with) as temporary:
+        save_file(tensors, temporary, {"description": json.dumps(description)})
 
 
 def load_surrogate(path: Path, device: torch.device) -> Surrogate:
-    """Read a checkpoint of :func:`save_surrogate`; ``ValueError`` names a file that is none."""
+    """Read a model of :func:`save_surrogate`; ``ValueError`` names a file that is none."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["description"])
@@ -192,7 +183,7 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
         scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
         preprocessing = PreprocessingParams.model_validate(description["preprocessing"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this project ({error})") from error
+        raise ValueError(f"{path}: not a trained model of this project ({error})") from error
     # frozen, so that what is rounded of its weights is rounded once
     frozen = flow.to(device).eval().requires_grad_(False)
     return Surrogate(frozen, architecture, scaler, preprocessing)
@@ -201,24 +192,10 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
 # --- The loop that both share -------------------------------------------------------------------
 
 
-@dataclass
-class _History:
-    rows: list[dict[str, object]] = field(default_factory=list)
-
-    def add(self, epoch: int, step: int, split: str, terms: dict[str, float]) -> None:
-        self.rows += [
-            {"epoch": epoch, "step": step, "split": split, "term": term, "value": value}
-            for term, value in terms.items()
-        ]
-
-    def frame(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)
-
-
 def _learning_rate(
     params: TeacherParams | StudentParams, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    """The factor of the learning rate at each step."""
+    """The factor of the learning rate by the number of steps that are done."""
     total = epochs * steps_per_epoch
     warm_up = max(1, min(50, total // 10))
 
@@ -232,96 +209,169 @@ def _learning_rate(
     return cosine if params.schedule == "cosine" else halve
 
 
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.randperm(n, generator=generator).split(size)
+class _Fit:
+    """Minimises a loss over n responses and keeps the epoch of the best validation loss.
 
+    Goes on from the checkpoint, if there is one that fits.
+    """
 
-def _finite(terms: dict[str, Tensor], what: str, epoch: int, step: int) -> dict[str, float]:
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise DivergenceError(
-                f"{what}: the term {name!r} became {value} at step {step} (epoch {epoch}); a lower "
-                "learning_rate or gradient_clip may help"
+    def __init__(
+        self,
+        flow: Flow,
+        params: TeacherParams | StudentParams,
+        epochs: int,
+        n: int,
+        what: str,
+        seed: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.flow, self.params, self.n, self.what = flow, params, n, what
+        self.checkpoint = checkpoint
+        self.epochs, self.steps = epochs, epochs * math.ceil(n / params.batch)
+        self.slower = _learning_rate(params, epochs, math.ceil(n / params.batch))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam(flow.parameters(), lr=params.learning_rate, fused=True)
+        self.at, self.best = Progress(), dict[str, Tensor]()
+        self.order = torch.randperm(n, generator=self.generator)
+        self.stop = StopRequest()
+        if checkpoint and (found := checkpoint.restore(flow, self.optimizer, self.generator)):
+            self.at, self.best, self.order = found
+            print(f"{what}: going on from step {self.at.step} of {self.steps}", flush=True)
+
+    def run(
+        self,
+        loss: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
+        validate: Callable[[Callable[[], None]], dict[str, Tensor]],
+        progress: bool,
+        track: Callable[[int], Tracker] | None,
+    ) -> pd.DataFrame:
+        """Minimise ``loss(indices, generator)["loss"]``; ``validate`` calls back between batches.
+
+        Returns the history; the flow has the weights of the best epoch then.
+        """
+        at, began = self.at, self.at.step
+        bar = tqdm(
+            total=self.steps,
+            initial=began,
+            desc=self.what,
+            # on stdout, since a page shows stderr as a warning
+            file=sys.stdout,
+            disable=not progress,
+            mininterval=5,
+        )
+        with self.stop, bar, track(began) if track else nullcontext() as tracker:
+            while at.epoch <= self.epochs:
+                self.flow.train()
+                for indices in self.order.split(self.params.batch)[at.batch :]:
+                    self._step(loss(indices, self.generator), len(indices) / self.n)
+                    bar.update()
+                    self._pause()
+                self.flow.eval()
+                with torch.no_grad():
+                    terms = {"train": at.sums, "validation": self._finite(validate(self._pause))}
+                for split, values in terms.items():
+                    at.note(split, values)
+                    if tracker:
+                        tracker.log(at.step, split, values)
+                bar.set_postfix({split: f"{values['loss']:.4f}" for split, values in terms.items()})
+                self._end_epoch(terms["validation"]["loss"])
+            # for what is still to be done with the model: its evaluation can be stopped, too
+            self._save()
+        self.flow.load_state_dict(self.best)
+        history = pd.DataFrame(at.rows)
+        history.attrs["resumed_from_step"] = began
+        return history
+
+    def _step(self, terms: dict[str, Tensor], share: float) -> None:
+        """One step down the gradient, on a share of the responses of an epoch."""
+        at, largest = self.at, self.params.gradient_clip
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.params.learning_rate * self.slower(at.step)
+        at.batch += 1
+        at.step += 1
+        values = self._finite(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        gradients = [p.grad for p in self.flow.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._finite({"norm of the gradient": norm})
+        if norm > largest:
+            torch.nn.utils.clip_grads_with_norm_(self.flow.parameters(), largest, norm)
+        self.optimizer.step()
+        for name, value in values.items():
+            at.sums[name] = at.sums.get(name, 0.0) + value * share
+
+    def _end_epoch(self, validation_loss: float) -> None:
+        at = self.at
+        if validation_loss < at.best:
+            at.best = validation_loss
+            self.best = {name: value.clone() for name, value in self.flow.state_dict().items()}
+        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
+        self.order = torch.randperm(self.n, generator=self.generator)
+        self._pause()
+
+    def _pause(self) -> None:
+        """Between two batches: save where it is time to, and stop where told to."""
+        told = self.stop.signal
+        if told or (self.checkpoint and self.checkpoint.is_due()):
+            self._save()
+        if told:
+            kept = f"; saved as {self.checkpoint.path}" if self.checkpoint else ""
+            raise TrainingInterrupted(f"{self.what}: {told} after step {self.at.step}{kept}")
+
+    def _save(self) -> None:
+        if self.checkpoint:
+            self.checkpoint.save(
+                self.at, self.flow, self.best, self.optimizer, self.generator, self.order
             )
-    return values
 
-
-def _fit(
-    flow: Flow,
-    params: TeacherParams | StudentParams,
-    epochs: int,
-    n: int,
-    what: str,
-    seed: int,
-    loss: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
-    validate: Callable[[], dict[str, Tensor]],
-    progress: bool,
-) -> pd.DataFrame:
-    """Minimise ``loss(indices, generator)["loss"]``; keep the epoch of the best validation loss."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=params.learning_rate, fused=True)
-    steps_per_epoch = math.ceil(n / params.batch)
-    scheduler = LambdaLR(optimizer, _learning_rate(params, epochs, steps_per_epoch))
-    history = _History()
-    best, best_state = math.inf, {}
-    step = 0
-    # on stdout, since a page shows stderr as a warning
-    steps = epochs * steps_per_epoch
-    bar = tqdm(total=steps, desc=what, file=sys.stdout, disable=not progress, mininterval=5)
-    for epoch in range(1, epochs + 1):
-        flow.train()
-        sums: dict[str, float] = {}
-        for indices in _batches(n, params.batch, generator):
-            step += 1
-            terms = loss(indices, generator)
-            values = _finite(terms, what, epoch, step)
-            optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            gradients = [p.grad for p in flow.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            _finite({"norm of the gradient": norm}, what, epoch, step)
-            if norm > params.gradient_clip:
-                torch.nn.utils.clip_grads_with_norm_(flow.parameters(), params.gradient_clip, norm)
-            optimizer.step()
-            scheduler.step()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * len(indices) / n
-            bar.update()
-        flow.eval()
-        with torch.no_grad():
-            validation = _finite(validate(), what, epoch, step)
-        history.add(epoch, step, "train", sums)
-        history.add(epoch, step, "validation", validation)
-        bar.set_postfix(train=f"{sums['loss']:.4f}", validation=f"{validation['loss']:.4f}")
-        if validation["loss"] < best:
-            best = validation["loss"]
-            best_state = {name: value.clone() for name, value in flow.state_dict().items()}
-    bar.close()
-    flow.load_state_dict(best_state)
-    return history.frame()
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"{self.what}: the term {name!r} became {value} at step {self.at.step} (epoch "
+                    f"{self.at.epoch}); a lower learning_rate or gradient_clip may help"
+                )
+        return values
 
 
 # --- Teacher ------------------------------------------------------------------------------------
 
 
 def train_teacher(
-    train: Events, validation: Events, study: Study, subset: Subset, progress: bool = False
+    train: Events,
+    validation: Events,
+    study: Study,
+    subset: Subset,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    track: Callable[[int], Tracker] | None = None,
 ) -> tuple[Surrogate, pd.DataFrame]:
     """Train a teacher by maximum likelihood.
 
     Noise is drawn anew in every epoch; the validation noise is always the same. The term
     ``loss`` of the history is the negative log-likelihood in nats per fibre.
 
+    Parameters
+    ----------
+    checkpoint
+        to go on from, and to write again and again.
+    track
+        opens the log of the losses of each epoch, given the number of steps that are done.
+
     Returns
     -------
     surrogate, history
-        the best validation epoch, and epoch, step, split, term, value.
+        the best validation epoch, and epoch, step, split, term, value; where it went on from is
+        ``history.attrs["resumed_from_step"]``.
 
     Raises
     ------
     DivergenceError
         naming step and term.
+    TrainingInterrupted
+        on SIGTERM or SIGINT, after saving the checkpoint.
     """
     device = choose_device(study.device)
     scaler = ConditionScaler.fit(train, study.preprocessing)
@@ -341,16 +391,20 @@ def train_teacher(
         x, condition = data(indices, generator)
         return {"loss": -flow.log_prob(x, condition).mean() / DIM}
 
-    history = _fit(
+    fit = _Fit(
         flow,
         study.teacher,
         study.teacher.epochs_for(subset),
         len(train),
         f"teacher {subset}",
         seed,
+        checkpoint,
+    )
+    history = fit.run(
         lambda indices, generator: nll(data, indices, generator),
-        lambda: _mean_over(held_out, study.teacher.batch, seed, nll),
+        lambda pause: _mean_over(held_out, study.teacher.batch, seed, nll, pause),
         progress,
+        track,
     )
     return Surrogate(flow, study.flow, scaler, study.preprocessing), history
 
@@ -383,13 +437,15 @@ def _mean_over(
     batch: int,
     seed: int,
     terms: Callable[[_Encoded, Tensor, torch.Generator], dict[str, Tensor]],
+    pause: Callable[[], None],
 ) -> dict[str, Tensor]:
-    """Terms averaged over ``data``, with the same noise at every call."""
+    """Terms averaged over ``data``, with the same noise at every call; pauses between batches."""
     generator = torch.Generator().manual_seed(seed + 1)
     sums: dict[str, Tensor] = {}
     for indices in torch.arange(len(data)).split(batch):
         for name, value in terms(data, indices, generator).items():
             sums[name] = sums.get(name, torch.zeros(())) + value.cpu() * len(indices) / len(data)
+        pause()
     return sums
 
 
@@ -475,15 +531,18 @@ def distil_student(
     subset: Subset,
     setup: Setup,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    track: Callable[[int], Tracker] | None = None,
 ) -> tuple[Surrogate, pd.DataFrame]:
     """Distil a frozen teacher into a student.
 
     The loss is the sum of the six squared differences, with ``+ch`` also ``channel_weight`` times
     the channel loss (eq. 2). With ``+div`` each sample's whole loss is multiplied by the weight
-    of its particle (eq. 3). The latent loop takes the conditions of the same batch. All terms are logged in every setup, unweighted, so that setups can be compared;
-    ``loss`` is what was minimised. The validation loss is not weighted by diversity.
+    of its particle (eq. 3). The latent loop takes the conditions of the same batch. All terms are
+    logged in every setup, unweighted, so that setups can be compared; ``loss`` is what was
+    minimised. The validation loss is not weighted by diversity.
 
-    The teacher is frozen in place. Returns and raises as :func:`train_teacher`.
+    The teacher is frozen in place. The rest is as in :func:`train_teacher`.
     """
     if not isinstance(teacher.flow, Teacher):
         raise TypeError("distil_student: expected a teacher to distil")
@@ -516,16 +575,22 @@ def distil_student(
         return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
     even = torch.ones(len(validation))
-    history = _fit(
+    fit = _Fit(
         student,
         params,
         params.epochs_for(subset),
         len(train),
         f"student {subset} {setup}",
         seed,
+        checkpoint,
+    )
+    history = fit.run(
         lambda indices, generator: terms_of(data, indices, generator, weights),
-        lambda: _mean_over(held_out, params.batch, seed, lambda d, i, g: terms_of(d, i, g, even)),
+        lambda pause: _mean_over(
+            held_out, params.batch, seed, lambda d, i, g: terms_of(d, i, g, even), pause
+        ),
         progress,
+        track,
     )
     return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history
 
