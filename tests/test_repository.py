@@ -128,7 +128,7 @@ def top_level_imports(path: Path) -> set[str]:
     return found
 
 
-COMMANDS = {"ipykernel", "jupyterlab", "papermill", "snakemake"}
+COMMANDS = {"ipykernel", "jupyterlab", "snakemake"}
 """Direct dependencies that are started and not imported: the kernel, and command-line tools."""
 
 FOR_OTHERS = {"ipywidgets", "snakemake-executor-plugin-slurm", "tensorboard"}
