@@ -27,8 +27,22 @@ ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_ou
 
 PYTHON = sys.executable
 # Trainings run side by side on a CPU. A GPU is not shared: one after the other, on all cores.
-SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
-THREADS = max(1, workflow.cores // SIDE_BY_SIDE)
+CORES = workflow.resource_settings.cores
+if CORES is None or workflow.remote_exec:
+    # On a cluster the profile says how many. Neither the machine that submits nor the node of a
+    # stage without a GPU knows where trainings will run.
+    THREADS = CORES = 1
+else:
+    SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
+    THREADS = max(1, CORES // SIDE_BY_SIDE)
+GPUS = 0 if STUDY.device == "cpu" else 1
+
+
+# What a machine that submits to a cluster does itself: seconds, not worth a place in the queue.
+localrules:
+    index,
+    html,
+
 
 
 def results(subset, model):
@@ -156,6 +170,8 @@ rule teacher:
         values=values_of("data", "preprocessing", "flow", "teacher", "evaluation"),
     priority: largest_first
     threads: THREADS
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
@@ -177,6 +193,8 @@ rule student:
         values=values_of("data", "preprocessing", "flow", "student", "evaluation"),
     priority: largest_first
     threads: THREADS
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
@@ -234,7 +252,9 @@ rule speed:
     params:
         parameters=[],
         values=values_of("speed"),
-    threads: workflow.cores
+    threads: CORES
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
