@@ -9,9 +9,7 @@ depends on has changed, but not when zdc_nb changes: add --forceall for that.
 import re
 import sys
 
-from zdc_nb.params import load_study
-from zdc_nb.reports import describe_failures, notebook_names
-from zdc_nb.training import choose_device
+from zdc_nb.params import load_study, notebook_names
 
 STUDY_FILE = config.get("study", "params/small.yaml")
 STUDY = load_study(STUDY_FILE)
@@ -33,6 +31,9 @@ if CORES is None or workflow.remote_exec:
     # stage without a GPU knows where trainings will run.
     THREADS = CORES = 1
 else:
+    # Not above: snakemake starts twice in every job of a cluster, and torch takes its time.
+    from zdc_nb.training import choose_device
+
     SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
     THREADS = max(1, CORES // SIDE_BY_SIDE)
 GPUS = 0 if STUDY.device == "cpu" else 1
@@ -260,4 +261,6 @@ rule speed:
 
 
 onerror:
+    from zdc_nb.reports import describe_failures
+
     sys.stderr.write(describe_failures(STUDY))

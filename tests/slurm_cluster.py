@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Cluster", "SlurmError", "find_programs", "install", "private_cluster"]
+__all__ = ["ENDS_WITH_US", "Cluster", "SlurmError", "find_programs", "install", "private_cluster"]
 
 PREFIX = Path(sys.prefix) / "slurm"
 """Where Debian's packages are unpacked, unless the system has Slurm."""
@@ -32,6 +33,8 @@ DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 COMMANDS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sacct")
 PATIENCE = 60
 """Seconds after which a daemon that has not answered is taken to have failed."""
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""In front of a command: nothing is left to wait for ever if this process is killed."""
 
 # The system's sources and keys, but lists, packages and hooks of our own: nothing needs root.
 APT_CONF = """\
@@ -131,8 +134,9 @@ class Cluster:
     def jobs(self) -> list[dict[str, str]]:
         """All jobs, also those that have ended, as ``scontrol show job`` describes them."""
         lines = self.ask("scontrol", "--oneliner", "show", "job").splitlines()
-        fields = [[word for word in line.split(" ") if "=" in word] for line in lines]
-        return [dict(word.split("=", 1) for word in words) for words in fields if words]
+        # values may hold spaces: one ends where the next name begins
+        found = [re.findall(r"(\S+?)=(.*?)(?= [\w/:]+=|\s*$)", line) for line in lines]
+        return [dict(pairs) for pairs in found if pairs]
 
 
 def find_programs() -> Programs:
@@ -282,7 +286,7 @@ def _daemon(cluster: Cluster, name: str, *arguments: str) -> Iterator[None]:
     """A daemon in the foreground. It ends with the block, or with this process if that is killed."""
     with (cluster.folder / f"{name}.out").open("wb") as output:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", cluster.folder / "bin" / name, *arguments],
+            [*ENDS_WITH_US, cluster.folder / "bin" / name, *arguments],
             env=cluster.environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -336,7 +340,9 @@ def _main(arguments: Sequence[str]) -> int:
                 # an end that leaves the block below, and so takes the cluster down
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
                 with private_cluster(os.cpu_count() or 1) as cluster:
-                    return subprocess.run(command, env=cluster.environment, check=False).returncode
+                    return subprocess.run(
+                        [*ENDS_WITH_US, *command], env=cluster.environment, check=False
+                    ).returncode
     except SlurmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -15,8 +15,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from zdc_nb.evaluation import METRICS, QUANTITIES
-from zdc_nb.params import Study, load_study
-from zdc_nb.reports import notebook_names
+from zdc_nb.params import Study, load_study, notebook_names
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, dict[str, Any]] = {

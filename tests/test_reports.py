@@ -25,8 +25,8 @@ from zdc_nb.findings import (
     shape_findings,
     speed_findings,
 )
-from zdc_nb.params import SETUPS, Study, load_study
-from zdc_nb.reports import ReportError, build_index, describe_failures, notebook_names
+from zdc_nb.params import SETUPS, Study, load_study, notebook_names
+from zdc_nb.reports import ReportError, build_index, describe_failures
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 4, 22, 50, tzinfo=UTC)

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm_cluster import Cluster, SlurmError, find_programs, private_cluster
-from zdc_nb.params import load_study
-from zdc_nb.reports import notebook_names
+from tests.slurm_cluster import ENDS_WITH_US, Cluster, SlurmError, find_programs, private_cluster
+from zdc_nb.params import load_study, notebook_names
 
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text("utf-8"))
@@ -62,7 +61,15 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 def start(cluster: Cluster, project: Path, *options: str) -> subprocess.Popen[bytes]:
     """The grid as `make study PROFILE=slurm` starts it; what it prints goes to a file."""
-    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *OVERRIDES]
+    command = [
+        *ENDS_WITH_US,
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--profile",
+        "profiles/slurm",
+        *OVERRIDES,
+    ]
     with (project / "printed.txt").open("wb") as printed:
         return subprocess.Popen(
             [
@@ -86,7 +93,7 @@ def jobs_by_name(cluster: Cluster, project: Path) -> dict[str, Job]:
     found = {}
     for job in cluster.jobs():
         match = re.fullmatch(r"rule_(\w+?)(?:_wildcards_(.*))?", job.get("Comment", ""))
-        if match and project.name.split()[-1] in job["StdOut"]:
+        if match and job["WorkDir"] == str(project):
             rule, wildcards = match.groups()
             found[f"{rule} {wildcards}" if wildcards else rule] = job
     return found
@@ -129,7 +136,8 @@ def grid(cluster: Cluster, new_project: Callable[[], Path]) -> Grid:
         cluster.ask("scontrol", "release", jobs["teacher all"]["JobId"])
         assert run.wait() == 0, printed.read_text("utf-8")
     finally:
-        run.terminate()
+        # asked to end, it would wait for its jobs
+        run.kill()
         run.wait()
     return Grid(project, jobs_by_name(cluster, project), printed.read_text("utf-8"))
 
@@ -244,3 +252,40 @@ def test_one_notebook_that_fails_does_not_go_back_into_the_queue(
     assert done.returncode != 0
     job = job_of(cluster, done.stdout.strip())
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+
+
+def run_out_of_time(cluster: Cluster, number: str) -> None:
+    """Tell a job what Slurm tells it before its time limit, which cannot be shorter than a minute."""
+    cluster.ask("scancel", "--batch", "--signal=USR1", number)
+
+
+def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
+    cluster: Cluster, grid: Grid
+) -> None:
+    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text("utf-8"))
+    content["data"]["file"] = "artifacts/smoke/data.root"
+    content["teacher"]["epochs"] = 100_000
+    (grid.project / "params" / "long.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    study = ("-p", "study", "params/long.yaml", "-p", "subset", "n")
+    number = sbatch(
+        cluster, grid.project, ONE_NOTEBOOK, "02_teacher_training", *study
+    ).stdout.strip()
+    log = grid.project / f"zdc-notebook-{number}.log"
+    try:
+        # the notebook has begun, and its script listens
+        while not (grid.project / f"02_teacher_training-{number}.ipynb").exists():
+            assert job_of(cluster, number)["JobState"] in {"PENDING", "RUNNING"}, log.read_text(
+                "utf-8"
+            )
+            time.sleep(0.3)
+        run_out_of_time(cluster, number)
+        while (job := job_of(cluster, number))["Restarts"] == "0":
+            assert job["JobState"] in {"RUNNING", "COMPLETING", "PENDING"}, log.read_text("utf-8")
+            time.sleep(0.3)
+        assert "goes back into the queue" in log.read_text("utf-8")
+    finally:
+        cluster.ask("scancel", number)
+    while (job := job_of(cluster, number))["JobState"] in {"RUNNING", "COMPLETING"}:
+        time.sleep(0.3)
+    # by hand it is ended for good
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "1")

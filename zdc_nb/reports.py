@@ -32,10 +32,10 @@ from zdc_nb.findings import (
     shape_findings,
     speed_findings,
 )
-from zdc_nb.params import SETUPS, SUBSETS, Study, load_study
+from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, notebook_names
 from zdc_nb.storage import write_text
 
-__all__ = ["ReportError", "build_index", "describe_failures", "notebook_names"]
+__all__ = ["ReportError", "build_index", "describe_failures"]
 
 
 CAPTIONS = {
@@ -96,22 +96,6 @@ class _Stage:
     title: str
     start: datetime
     duration: timedelta
-
-
-def notebook_names(study: Study) -> list[str]:
-    """Names of the executed notebooks of a study, in the order of the grid."""
-    return [
-        "01_data_exploration",
-        *(f"02_teacher_training-{subset}" for subset in study.subsets),
-        *(
-            f"03_student_distillation-{subset}-{setup}"
-            for subset in study.subsets
-            for setup in study.setups
-        ),
-        "04_ablations",
-        "05_shower_shapes",
-        "06_speed",
-    ]
 
 
 def build_index(study: Study, file: str | Path) -> Path:
