@@ -35,7 +35,7 @@ smoke: ## the same on params/smoke.yaml, in minutes
 
 # Slurm is unpacked for the tests, not installed. On a machine without apt-get they do without.
 test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every notebook
-	$(if $(shell command -v apt-get),$(BIN)/python tests/slurm_cluster.py install)
+	$(if $(wildcard /usr/bin/apt-get),$(BIN)/python tests/slurm_cluster.py install)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -130,6 +130,8 @@ rule html:
     log:
         LOGS + "{name}.html.log",
     priority: -1
+    resources:
+        pages=1,
     shell:
         # of a progress bar only what it came to
         "{PYTHON:q} -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True "

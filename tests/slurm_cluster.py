@@ -82,7 +82,7 @@ SlurmdParameters=config_overrides
 MinJobAge=86400
 KillWait=10
 GresTypes=gpu
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=262144
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=262144 Gres=gpu:{cpus}
 PartitionName=study Nodes=node Default=YES MaxTime=INFINITE
 """
 
@@ -135,7 +135,7 @@ class Cluster:
         """All jobs, also those that have ended, as ``scontrol show job`` describes them."""
         lines = self.ask("scontrol", "--oneliner", "show", "job").splitlines()
         # values may hold spaces: one ends where the next name begins
-        found = [re.findall(r"(\S+?)=(.*?)(?= [\w/:]+=|\s*$)", line) for line in lines]
+        found = [re.findall(r"(\S+?)=(.*?) *(?= [\w/:]+=|\s*$)", line) for line in lines]
         return [dict(pairs) for pairs in found if pairs]
 
 
@@ -152,19 +152,15 @@ def find_programs() -> Programs:
     found = {name: Path(path) for name, path in paths.items() if path}
     if len(found) == len(paths):
         return Programs(found)
-    # Debian's packages link to programs that end in -wlm, but only when they are installed
-    unpacked = {
-        path.name.removesuffix("-wlm"): path
-        for folder in ("usr/sbin", "usr/bin")
-        for path in (PREFIX / folder).glob("*")
-    }
-    missing = [name for name in paths if name not in unpacked]
-    if missing:
-        wanted = [name for name, path in paths.items() if not path]
-        raise SlurmError(f"no {', '.join(wanted)} in PATH, and no {missing[0]} in {PREFIX}")
+    folders = os.pathsep.join([f"{PREFIX}/usr/sbin", f"{PREFIX}/usr/bin"])
+    unpacked = {name: shutil.which(name, path=folders) for name in paths}
+    if None in unpacked.values():
+        missing = ", ".join(name for name, path in paths.items() if not path)
+        raise SlurmError(f"no {missing} in PATH, and no Slurm in {PREFIX}")
     libraries = [path for part in ("usr/lib", "lib") for path in (PREFIX / part).glob("*-linux-*")]
     plugins = [path / "slurm-wlm" for path in libraries if (path / "slurm-wlm").is_dir()]
-    return Programs({name: unpacked[name] for name in paths}, [*plugins, *libraries])
+    found = {name: Path(path) for name, path in unpacked.items() if path}
+    return Programs(found, [*plugins, *libraries])
 
 
 def install() -> None:
@@ -204,6 +200,10 @@ def install() -> None:
         shutil.rmtree(unpacked, ignore_errors=True)
         for package in sorted((apt / "cache" / "archives").glob("*.deb")):
             subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+        # Slurm goes by the name that a program is called by. In Debian's packages it ends in -wlm,
+        # and an installation would add links.
+        for program in unpacked.glob("usr/*bin/*-wlm"):
+            program.with_name(program.name.removesuffix("-wlm")).symlink_to(program.name)
         unpacked.rename(PREFIX)
     find_programs()
 
@@ -240,8 +240,6 @@ def private_cluster(cpus: int = 2) -> Iterator[Cluster]:
         stack.enter_context(_daemon(cluster, "slurmd", "-D", "-d", f"{folder}/bin/slurmstepd"))
         idle = ("sinfo", "--noheader", "--format=%T")
         _wait_for(cluster, "slurmd", lambda: _try(cluster, *idle).strip() == "idle")
-        # GPUs to count down from, of which the node knows nothing: nobody needs to have one
-        cluster.ask("scontrol", "update", "NodeName=node", f"Gres=gpu:{cpus}")
         try:
             yield cluster
         finally:
@@ -268,6 +266,20 @@ def _write_configuration(folder: Path, programs: Programs, cpus: int) -> dict[st
         cpus=cpus,
     )
     (folder / "slurm.conf").write_text(configuration, "utf-8")
+    # GPUs to count down from: nobody needs to have one. Empty files stand for the devices.
+    devices = [folder / f"gpu{number}" for number in range(cpus)]
+    for device in devices:
+        device.touch()
+    gres = "".join(f"NodeName=node Name=gpu File={device}\n" for device in devices)
+    (folder / "gres.conf").write_text(gres, "utf-8")
+    # No cgroups, of which a user may have none: since 23.11 Slurm can be told so, before that the
+    # first version does nothing unless it is used.
+    printed = subprocess.check_output(
+        [programs.paths["slurmd"], "-V"], env={**os.environ, **programs.environment}, text=True
+    )
+    version = tuple(int(part) for part in re.findall(r"\d+", printed)[:2])
+    plugin = "disabled" if version >= (23, 11) else "cgroup/v1"
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n", "utf-8")
     # Commands that know their cluster. A variable SLURM_CONF alone would not do: the plugin of
     # snakemake removes all that begin with SLURM_ before it starts a job's step.
     exports = {"SLURM_CONF": str(folder / "slurm.conf"), **programs.environment}

@@ -204,7 +204,7 @@ def test_failure_on_a_node_is_shown_where_snakemake_runs(
     content["data"]["file"] = "broken.root"
     study.write_text(yaml.safe_dump(content), "utf-8")
     (project / "broken.root").write_text("not a ROOT file", "utf-8")
-    run = start(cluster, project, "--retries", "0")
+    run = start(cluster, project, "--retries", "0", "--until", "data")
     assert run.wait() != 0
     printed = (project / "printed.txt").read_text("utf-8")
     failed = project / "reports" / "smoke" / "notebooks" / "01_data_exploration.failed.ipynb"
@@ -229,6 +229,15 @@ def sbatch(cluster: Cluster, project: Path, *options: str) -> subprocess.Complet
 
 def job_of(cluster: Cluster, number: str) -> Job:
     return next(job for job in cluster.jobs() if job["JobId"] == number)
+
+
+def test_make_takes_the_profile() -> None:
+    def commands(*arguments: str) -> str:
+        command = ["make", "--dry-run", "study", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "snakemake --profile profiles/slurm " in commands("PROFILE=slurm")
+    assert "snakemake --cores all " in commands()
 
 
 ONE_NOTEBOOK = "docs/one_notebook.sbatch"
