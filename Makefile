@@ -3,6 +3,8 @@ PYTHON ?= python3
 STUDY ?= params/small.yaml
 BENCH ?= params/bench.yaml
 CORES ?= all
+# default: this machine; slurm: a job for every notebook. Another name is a folder of profiles/.
+PROFILE ?= default
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,17 +19,23 @@ help: ## show this list
 	@echo
 	@echo "  STUDY=params/paper.yaml  another study     (now $(STUDY))"
 	@echo "  CORES=4                  how many cores    (now $(CORES))"
+	@echo "  PROFILE=slurm            on a cluster      (now $(PROFILE))"
 	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
 
+# What holds for every run is in profiles/default, which snakemake reads by itself.
+WHERE = $(if $(filter default,$(PROFILE)),--cores $(CORES),--profile profiles/$(PROFILE))
+
 study: $(VENV)/.installed ## run a study and print where its report is
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --config study=$(STUDY)
+	$(BIN)/snakemake $(WHERE) --quiet host reason --config study=$(STUDY)
 	@$(BIN)/python -c "from zdc_nb.params import load_study; \
 	print('\nThe report:', load_study('$(STUDY)').reports / 'index.html')"
 
 smoke: ## the same on params/smoke.yaml, in minutes
 	@$(MAKE) --no-print-directory study STUDY=params/smoke.yaml
 
+# Slurm is unpacked for the tests, not installed. On a machine without apt-get they do without.
 test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every notebook
+	$(if $(wildcard /usr/bin/apt-get),$(BIN)/python tests/slurm_cluster.py install)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

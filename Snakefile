@@ -10,10 +10,8 @@ import re
 import sys
 from contextlib import ExitStack
 
-from zdc_nb.params import load_study
-from zdc_nb.reports import describe_failures, notebook_names
+from zdc_nb.params import load_study, notebook_names
 from zdc_nb.storage import exclusive
-from zdc_nb.training import choose_device
 
 STUDY_FILE = config.get("study", "params/small.yaml")
 STUDY = load_study(STUDY_FILE)
@@ -36,8 +34,24 @@ ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_ou
 
 PYTHON = sys.executable
 # Trainings run side by side on a CPU. A GPU is not shared: one after the other, on all cores.
-SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
-THREADS = max(1, workflow.cores // SIDE_BY_SIDE)
+CORES = workflow.resource_settings.cores
+if CORES is None or workflow.remote_exec:
+    # On a cluster the profile says how many. Neither the machine that submits nor the node of a
+    # stage without a GPU knows where trainings will run.
+    THREADS = CORES = 1
+else:
+    # Not above: snakemake starts twice in every job of a cluster, and torch takes its time.
+    from zdc_nb.training import choose_device
+
+    SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
+    THREADS = max(1, CORES // SIDE_BY_SIDE)
+GPUS = 0 if STUDY.device == "cpu" else 1
+
+
+# What a machine that submits to a cluster does itself: seconds, not worth a place in the queue.
+localrules:
+    index,
+    html,
 
 
 def results(subset, model):
@@ -103,6 +117,8 @@ rule html:
     log:
         LOGS + "{name}.html.log",
     priority: -1
+    resources:
+        pages=1,
     shell:
         # of a progress bar only what it came to
         "{PYTHON:q} -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True "
@@ -144,6 +160,8 @@ rule teacher:
         values=values_of("data", "preprocessing", "flow", "teacher", "evaluation"),
     priority: largest_first
     threads: THREADS
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
@@ -165,6 +183,8 @@ rule student:
         values=values_of("data", "preprocessing", "flow", "student", "evaluation"),
     priority: largest_first
     threads: THREADS
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
@@ -222,10 +242,18 @@ rule speed:
     params:
         parameters=[],
         values=values_of("speed"),
-    threads: workflow.cores
+    threads: CORES
+    resources:
+        gpu=GPUS,
     shell:
         EXECUTE
 
 
 onerror:
-    sys.stderr.write(describe_failures(STUDY))
+    # the page shows what failed beside what is there; a job's own log is enough for that job
+    if workflow.is_main_process:
+        from zdc_nb.reports import build_index, describe_failures, failed_pages
+
+        failed_pages(STUDY)
+        page = build_index(STUDY, STUDY_FILE)
+        sys.stderr.write(f"{describe_failures(STUDY)}\n\nWhat is there, and what is not: {page}\n")

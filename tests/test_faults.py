@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import kill_grid
 import psutil
 import pytest
 import yaml
+
+from tests import kill_grid
 
 ROOT = Path(__file__).parents[1]
 

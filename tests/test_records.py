@@ -18,8 +18,8 @@ import pytest
 from pydantic import ValidationError
 
 from zdc_nb import records
-from zdc_nb.params import ParameterError, Study, load_study
-from zdc_nb.records import PACKAGES, load_records, notebook_names, start
+from zdc_nb.params import ParameterError, Study, load_study, notebook_names
+from zdc_nb.records import PACKAGES, load_records, start
 
 ROOT = Path(__file__).parents[1]
 STAGE = "02_teacher_training-all"

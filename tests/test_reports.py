@@ -38,8 +38,7 @@ from zdc_nb.findings import (
     shape_findings,
     speed_findings,
 )
-from zdc_nb.params import SETUPS, Study, load_study
-from zdc_nb.records import notebook_names
+from zdc_nb.params import SETUPS, Study, load_study, notebook_names
 from zdc_nb.reports import build_index, describe_failures, failed_pages, main, unfinished_stages
 
 ROOT = Path(__file__).parents[1]

@@ -97,7 +97,7 @@ def third_party(paths: list[Path]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.split(".")[0])
     provided = packages_distributions()
-    outside = modules - sys.stdlib_module_names - OPTIONAL - {"zdc_nb"}
+    outside = modules - sys.stdlib_module_names - OPTIONAL - {"tests", "zdc_nb"}
     return {canonicalize_name(provided[module][0]) for module in outside}
 
 

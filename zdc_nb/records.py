@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from zdc_nb import __version__
-from zdc_nb.params import ParameterError, Study
+from zdc_nb.params import ParameterError, Study, notebook_names
 from zdc_nb.storage import write_text
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Record",
     "cpu_model",
     "load_records",
-    "notebook_names",
     "start",
 ]
 
@@ -137,22 +136,6 @@ class Record(BaseModel):
         self.data = _data_identity(self._study)
         self.facts = facts
         _write(self, self._study)
-
-
-def notebook_names(study: Study) -> list[str]:
-    """Names of the executed notebooks of a study, which are its stages, in order."""
-    return [
-        "01_data_exploration",
-        *(f"02_teacher_training-{subset}" for subset in study.subsets),
-        *(
-            f"03_student_distillation-{subset}-{setup}"
-            for subset in study.subsets
-            for setup in study.setups
-        ),
-        "04_ablations",
-        "05_shower_shapes",
-        "06_speed",
-    ]
 
 
 def start(study: Study, stage: str) -> Record:

@@ -32,11 +32,12 @@ from zdc_nb.findings import (
     shape_findings,
     speed_findings,
 )
-from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, project_root
-from zdc_nb.records import Record, load_records, notebook_names
+from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, notebook_names, project_root
+from zdc_nb.records import Record, load_records
 from zdc_nb.storage import write_text
 
 __all__ = ["build_index", "describe_failures", "failed_pages", "unfinished_stages"]
+
 
 CAPTIONS = {
     "01_repeats": "What is to be learned: each row shows responses to one and the same particle, "
