@@ -29,6 +29,8 @@ OVERRIDES = (
 
 Job = dict[str, str]
 
+ONE_NOTEBOOK = "docs/one_notebook.sbatch"
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -215,16 +217,12 @@ def test_failure_on_a_node_is_shown_where_snakemake_runs(
     assert jobs_by_name(cluster, project)["data"]["JobState"] == "FAILED"
 
 
-def sbatch(cluster: Cluster, project: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Submit the example with one CPU."""
+def sbatch(cluster: Cluster, project: Path, *arguments: str) -> str:
+    """Submit the example with one CPU; returns the number of its job."""
+    command = ["sbatch", "--parsable", "--cpus-per-task=1", ONE_NOTEBOOK, *arguments]
     return subprocess.run(
-        ["sbatch", "--parsable", "--cpus-per-task=1", *options],
-        cwd=project,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        command, cwd=project, env=cluster.environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def job_of(cluster: Cluster, number: str) -> Job:
@@ -240,26 +238,30 @@ def test_make_takes_the_profile() -> None:
     assert "snakemake --cores all " in commands()
 
 
-ONE_NOTEBOOK = "docs/one_notebook.sbatch"
 SMOKE = ("-p", "study", "params/smoke.yaml")
 
 
+def ended(cluster: Cluster, number: str) -> Job:
+    """A job when it has ended. `sbatch --wait` would look for that only every half a minute."""
+    while (job := job_of(cluster, number))["JobState"] in {"PENDING", "RUNNING", "COMPLETING"}:
+        time.sleep(0.3)
+    return job
+
+
 def test_one_notebook_runs_as_a_job_by_hand(cluster: Cluster, grid: Grid) -> None:
-    done = sbatch(cluster, grid.project, "--wait", ONE_NOTEBOOK, "05_shower_shapes", *SMOKE)
-    number = done.stdout.strip()
+    number = sbatch(cluster, grid.project, "05_shower_shapes", *SMOKE)
+    job = ended(cluster, number)
     log = (grid.project / f"zdc-notebook-{number}.log").read_text("utf-8")
-    assert done.returncode == 0, log
+    assert job["JobState"] == "COMPLETED", log
     assert (grid.project / f"05_shower_shapes-{number}.ipynb").is_file()
-    assert "gpu:1" in job_of(cluster, number)["TresPerJob"]
+    assert "gpu:1" in job["TresPerJob"]
 
 
 def test_one_notebook_that_fails_does_not_go_back_into_the_queue(
     cluster: Cluster, grid: Grid
 ) -> None:
-    done = sbatch(cluster, grid.project, "--wait", ONE_NOTEBOOK, "02_teacher_training", *SMOKE,
-                  "-p", "subset", "pi0")  # fmt: skip
-    assert done.returncode != 0
-    job = job_of(cluster, done.stdout.strip())
+    number = sbatch(cluster, grid.project, "02_teacher_training", *SMOKE, "-p", "subset", "pi0")
+    job = ended(cluster, number)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
 
 
@@ -276,9 +278,7 @@ def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
     content["teacher"]["epochs"] = 100_000
     (grid.project / "params" / "long.yaml").write_text(yaml.safe_dump(content), "utf-8")
     study = ("-p", "study", "params/long.yaml", "-p", "subset", "n")
-    number = sbatch(
-        cluster, grid.project, ONE_NOTEBOOK, "02_teacher_training", *study
-    ).stdout.strip()
+    number = sbatch(cluster, grid.project, "02_teacher_training", *study)
     log = grid.project / f"zdc-notebook-{number}.log"
     try:
         # the notebook has begun, and its script listens
