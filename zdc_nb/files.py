@@ -357,8 +357,3 @@ def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
     except ValueError as error:
         source = study.data.file or study.artifacts / "data.root"
         raise EventFileError(f"{source}, subset {subset!r}: {error}") from error
-
-
-def data_identity(study: Study) -> dict[str, Any]:
-    """interim"""
-    return {"simulation": VERSION, "file": study.data.file}
