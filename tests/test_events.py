@@ -57,8 +57,8 @@ def test_shapes_that_do_not_fit_are_refused(
 
 
 def test_photon_sum_does_not_overflow_16_bits() -> None:
-    events = make_events([1])
-    events.responses[:] = 65535
+    full = np.full((1, 44, 44), 65535, np.uint16)
+    events = Events.from_arrays(np.zeros(1, np.int32), np.zeros((1, 9)), full)
     assert events.photon_sum.tolist() == [44 * 44 * 65535]
 
 

@@ -2,7 +2,7 @@
 
 The modules in the order in which data flows, each importing only from those before it:
 
-params, storage, events, simulation, files, detector, calibration, preprocessing, kernels,
+params, storage, events, simulation, rows, files_root, files_npz, files_text, sources, files, detector, calibration, preprocessing, kernels,
 kernels_cuda, splines, made, passes, flows, training, evaluation, stages, speed, bench_params,
 machine, peers, contenders, benchmark, bench_tables, findings, figures_data, figures_training,
 figures_results, figures_bench, reports
