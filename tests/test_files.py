@@ -1,6 +1,8 @@
 """A study's events: found, read once, kept, and read again where they have changed."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from numpy.typing import NDArray
 
 from zdc_nb import files
 from zdc_nb.events import Events
-from zdc_nb.files import study_events, study_split
+from zdc_nb.files import data_files, data_identity, data_report, study_events, study_split
 from zdc_nb.files_root import write_root
 from zdc_nb.params import Study, load_study
 from zdc_nb.rows import EventFileError
 from zdc_nb.simulation import simulate
+from zdc_nb.sources import read_parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,6 +111,175 @@ def test_ones_own_file_is_filtered_and_never_simulated(
         read = study_events(with_data(study, file=file))
         np.testing.assert_array_equal(read.responses, expected.responses)
         np.testing.assert_array_equal(read.features, expected.features)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files that were read or hashed for events since then: a growing list."""
+    seen: list[Path] = []
+    read, digest = read_parts, hashlib.file_digest
+
+    def counted_read(paths: list[Path], *rest: Any) -> Any:
+        seen.extend(paths)
+        return read(paths, *rest)
+
+    def counted_digest(file: Any, name: str) -> Any:
+        seen.append(Path(file.name))
+        return digest(file, name)
+
+    monkeypatch.setattr(files, "read_parts", counted_read)
+    monkeypatch.setattr(hashlib, "file_digest", counted_digest)
+    return seen
+
+
+def test_files_are_read_once_and_again_where_their_content_differs(
+    study: Study, events: Events, reads: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = with_data(study, file="own.root")
+    path = Path("own.root").absolute()
+    write_root([events], path)
+    first = study_events(own)
+    assert reads.count(path) == 2, "once for the events, once for the checksum"
+    reads.clear()
+    capsys.readouterr()
+    assert_equal(study_events(own), first)
+    data_identity(own)
+    data_report(own)
+    assert reads == [] == capsys.readouterr().out.split()
+
+    kept = study.artifacts / "data.root"
+    made = kept.stat().st_mtime_ns
+    os.utime(path, ns=(1, 1))
+    assert_equal(study_events(own), first)
+    assert reads == [path], "another time: hashed, but not read"
+    assert kept.stat().st_mtime_ns == made, "what depends on it need not be made again"
+    reads.clear()
+    assert_equal(study_events(own), first)
+    assert reads == []
+
+    content = bytearray(path.read_bytes())
+    write_root([events[::-1]], path)
+    again = study_events(own)
+    assert "was made from other data: reading own.root" in capsys.readouterr().out
+    np.testing.assert_array_equal(again.responses, first[::-1].responses)
+    path.write_bytes(content)
+    assert_equal(study_events(own), first)
+
+
+@pytest.mark.parametrize("values", [{"min_photons": 30}, {"strict": False}, {"file": "b.root"}])
+def test_files_are_read_again_for_other_parameters(
+    study: Study, events: Events, reads: list[Path], values: dict[str, Any]
+) -> None:
+    write_root([events], Path("a.root"))
+    write_root([events[::2]], Path("b.root"))
+    own = with_data(study, file="a.root")
+    study_events(own)
+    reads.clear()
+    other = with_data(own, **values)
+    assert len(study_events(other)) == data_report(other)["kept"]
+    assert Path(str(other.data.file)).absolute() in reads
+    # nor does the simulation take another's data for its own
+    assert len(study_events(study)) == study.data.responses
+
+
+def test_the_identity_is_that_of_names_content_and_parameters(study: Study, events: Events) -> None:
+    write_root([events], Path("a.root"))
+    write_root([events], Path("b.root"))
+    own = with_data(study, file=["[ab].root"])
+    assert data_files(own) == [Path("a.root").absolute(), Path("b.root").absolute()]
+    identity = data_identity(own)
+    assert not study.artifacts.exists(), "nothing is read or simulated for it"
+    assert identity["files"] == [
+        {
+            "name": name,
+            "size": Path(name).stat().st_size,
+            "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest(),
+        }
+        for name in ("a.root", "b.root")
+    ]
+    assert (identity["strict"], identity["min_photons"]) == (True, study.data.min_photons)
+    study_events(own)
+    assert data_identity(own) == identity == json.loads(json.dumps(identity))
+    for values in ({"strict": False}, {"min_photons": 11}, {"file": "a.root"}):
+        assert data_identity(with_data(own, **values)) != identity
+
+    simulated = data_identity(study)
+    assert simulated["responses"] == study.data.responses
+    assert data_identity(study.model_copy(update={"seed": 1})) != simulated
+    assert data_files(study) == []
+
+
+def test_bad_rows_are_dropped_told_and_counted_where_asked(
+    study: Study, events: Events, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, counts = table_of(events, 11), events.responses.astype(np.float64)
+    table[3, 0] = np.nan
+    table[4, 10] += 1
+    table[5, 0] = table[5, 7] / 2e3
+    counts[7, 0, 0], counts[8, 0, 0], counts[9, 0, 0], counts[10, 0, 0] = -1, 0.5, np.inf, 70000
+    table[8, 0] = np.nan  # two faults count once
+    table[11, 9] = 0.5
+    pair = [str(path) for path in write_pair(Path(), table, counts)]
+    with pytest.raises(EventFileError, match="row"):
+        study_events(with_data(study, file=pair))
+    own = with_data(study, file=pair, strict=False)
+    read = study_events(own)
+    said = capsys.readouterr().out
+    good = np.delete(np.arange(len(events)), [3, 4, 5, 7, 8, 9, 10, 11])
+    kept = good[events.photon_sum[good] >= study.data.min_photons]
+    np.testing.assert_array_equal(read.responses, events[kept].responses)
+    report = data_report(own)
+    assert report["dropped"] == {
+        "finite photon counts": 1,
+        "whole photon counts": 1,
+        "photon counts of at least 0": 1,
+        "photon counts of at most 65535": 1,
+        "finite numbers": 1,
+        "a PDG code": 1,
+        "an energy (GeV) of at least the mass (MeV)": 1,
+        "a photon sum equal to the response's": 1,
+    }
+    for expected in report["dropped"]:
+        assert f"1 of {len(events)} rows dropped: expected {expected}" in said
+    assert report["read"] == len(events)
+    assert (report["kept"], report["faint"]) == (len(kept), len(good) - len(kept))
+    assert report["guessed_species"] is False
+
+
+def test_guessed_species_are_reported(study: Study, events: Events) -> None:
+    pair = [str(path) for path in write_pair(Path(), table_of(events, 9), events.responses)]
+    assert data_report(with_data(study, file=pair))["guessed_species"] is True
+    assert data_report(study)["guessed_species"] is False
+
+
+def test_a_file_without_a_good_row_is_told(study: Study, events: Events) -> None:
+    bad = table_of(events, 11) * np.nan
+    pair = [str(path) for path in write_pair(Path(), bad, events.responses)]
+    with pytest.raises(EventFileError, match=r"no response has 10 photons; bad rows: .*300"):
+        study_events(with_data(study, file=pair, strict=False))
+    assert not (study.artifacts / "data.root").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(
+    study: Study, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_root([events], Path("own.root"))
+
+    def touched(*arguments: Any) -> Any:
+        yield from read_parts(*arguments)
+        os.utime("own.root", ns=(1, 1))
+
+    monkeypatch.setattr(files, "read_parts", touched)
+    with pytest.raises(EventFileError, match=r"own\.root: was changed while it was read"):
+        study_events(with_data(study, file="own.root"))
+    assert list(study.artifacts.iterdir()) == []
+
+
+def test_the_events_of_any_format_are_the_same(study: Study, events: Events) -> None:
+    write_root([events], Path("own.root"))
+    pair = [str(path) for path in write_pair(Path(), table_of(events, 10), events.responses)]
+    one, other = (study_events(with_data(study, file=file)) for file in ("own.root", pair))
+    assert_equal(one, other)
 
 
 def test_ones_own_file_without_enough_light_is_told(study: Study, events: Events) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from zdc_nb import files_npz
@@ -224,3 +226,75 @@ def test_guessed_species_are_told_and_every_neutral_kaon_is_a_k0s(
     said = capsys.readouterr().out
     assert "data_particles.npz: holds no PDG codes" in said
     assert "every neutral kaon is taken for a K0S" in said
+
+
+def test_a_table_in_fortran_order_is_read_and_such_responses_are_refused(
+    events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_npz, "_ROWS", 7)
+    few = numbered_anew(events[:30])
+    table = np.asfortranarray(table_of(few, 11))
+    assert_equal(read_events(write_pair(tmp_path, table, few.responses)), few)
+    pair = write_pair(tmp_path, table, np.asfortranarray(few.responses))
+    with pytest.raises(EventFileError, match=r"data_responses\.npz: .* Fortran order"):
+        read_events(pair)
+
+
+def test_an_energy_below_the_mass_is_told_but_not_one_rounded(
+    events: Events, tmp_path: Path
+) -> None:
+    table = table_of(events, 11)
+    massive = np.flatnonzero(table[:, 7])
+    table[massive, 0] = table[massive, 7] / 1e3
+    rounded = table.astype(np.float32)
+    assert len(read_events(write_pair(tmp_path, rounded, events.responses))) == len(events)
+    table[massive[5], 0] *= 0.999
+    with pytest.raises(EventFileError, match=rf"row {massive[5]} .*at least the mass"):
+        read_events(write_pair(tmp_path, table, events.responses))
+    table[massive[2], 7] = -1
+    with pytest.raises(EventFileError, match=rf"row {massive[2]} .*a mass of at least 0"):
+        read_events(write_pair(tmp_path, table, events.responses))
+
+
+_KINDS = ["<f2", "<f4", ">f4", "<f8", ">f8", "g", "u1", "<u2", ">u2", "<i2", "<i4", ">i8", "<u8"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    kind=st.sampled_from(_KINDS),
+    columns=st.integers(9, 11),
+    rows=st.integers(1, 12),
+    step=st.integers(1, 13),
+    packed=st.booleans(),
+)
+def test_any_valid_pair_is_read_as_numpy_reads_it(
+    data: st.DataObject,
+    kind: str,
+    columns: int,
+    rows: int,
+    step: int,
+    packed: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    largest = min(2000, np.iinfo(kind).max if np.dtype(kind).kind in "iu" else 2000)
+    counts = rng.integers(0, largest, (rows, 44, 44), endpoint=True)
+    counts = (counts * (rng.random(counts.shape) < 0.01)).astype(kind)
+    features = rng.normal(size=(rows, 9))
+    features[:, 0], features[:, 7:] = 500, rng.choice([[0.0, 0], [939.565, 0], [938.27, 1]], rows)
+    total = counts.astype(np.int64).sum((1, 2))
+    table = np.column_stack([features, rng.choice([22, 2112, -211], rows), total])[:, :columns]
+    table = table.astype(data.draw(st.sampled_from(["<f8", "<f4", ">f8"])))
+    folder = tmp_path_factory.mktemp("any")
+    save = np.savez_compressed if packed else np.savez
+    save(folder / "p.npz", table)
+    save(folder / "r.npz", counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files_npz, "_ROWS", step)
+        read = read_events([folder / "p.npz", folder / "r.npz"])
+    with np.load(folder / "p.npz") as first, np.load(folder / "r.npz") as second:
+        np.testing.assert_array_equal(read.features, first["arr_0"][:, :9].astype(np.float64))
+        np.testing.assert_array_equal(read.responses, second["arr_0"].astype(np.int64))
+        if columns > 9:
+            np.testing.assert_array_equal(read.pdg, first["arr_0"][:, 9].astype(np.int64))

@@ -130,21 +130,22 @@ def _made_with(study: Study) -> dict[str, Any]:
 
 def _make_ready(study: Study, progress: bool = False) -> None:
     """Make ``data.root`` unless it is made from what the study names now."""
-    path, identity, made_with = _kept(study), data_identity(study), _made_with(study)
+    path, made_with = _kept(study), _made_with(study)
     if study.data.file is None:
-        if made_with == identity:
-            return
-        if path.is_file():
-            print(f"{path} was made with other parameters: simulating again")
-        data, seed = study.data, identity["seed"]
-        events = simulate(data.responses, data.repeats, data.min_photons, seed, progress=progress)
-        write_root([events], path, lambda: json.dumps(identity))
-    elif made_with.get("identity") != identity:
+        identity = data_identity(study)
+        if made_with != identity:
+            if path.is_file():
+                print(f"{path} was made with other parameters: simulating again")
+            data, seed = study.data, identity["seed"]
+            events = simulate(data.responses, data.repeats, data.min_photons, seed, progress)
+            write_root([events], path, lambda: json.dumps(identity))
+    # files that were never read are hashed while they are
+    elif "identity" not in made_with or made_with["identity"] != data_identity(study):
         if path.is_file():
             print(f"{path} was made from other data: reading {study.data.file}")
         _ingest(study, path, progress)
-    elif made_with["mtime_ns"] != (stamps := _times(study)):
-        _restamp(path, json.dumps({**made_with, "mtime_ns": stamps}))
+    elif made_with["mtime_ns"] != (times := _times(study)):
+        _restamp(path, json.dumps({**made_with, "mtime_ns": times}))
 
 
 def _times(study: Study) -> dict[str, int]:

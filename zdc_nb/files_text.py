@@ -76,27 +76,31 @@ class _Table:
         self.path = path
         with refusing(path, "not readable as text"):
             self._file: TextIO = path.open(encoding="ascii")
-        self._line = 1
-        if self._next_line().rstrip() != HEADER:
-            self._file.close()
-            raise EventFileError(f"{path}: line 1: expected the header {HEADER}")
+        self._line = 0
 
     def __enter__(self) -> Self:
+        try:
+            if self._next_line().rstrip() != HEADER:
+                raise EventFileError(f"{self.path}: line 1: expected the header {HEADER}")
+        except EventFileError:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def _next_line(self) -> str:
-        with refusing(self.path, f"line {self._line}: not readable as text"):
-            return self._file.readline()
+        with refusing(self.path, f"line {self._line + 1}: not readable as text"):
+            line = self._file.readline()
+        self._line += 1
+        return line
 
     def read(self, count: int) -> NDArray[np.float64]:
         """At most ``count`` rows: PDG code, energy, vertex, momentum, photon sum."""
         lines: list[str] = []
         numbers: list[int] = []
         while len(lines) < count and (line := self._next_line()):
-            self._line += 1
             if line.isspace():
                 continue
             if not line.startswith(("N,", "P,")) or line.count(",") != _COLUMNS - 1:

@@ -86,10 +86,16 @@ def _sources(paths: Sequence[Path]) -> list[_Source]:
 
 
 def _partner(path: Path, first: str, second: str, paths: Sequence[Path]) -> Path | None:
-    """The file named as ``path``, with ``second`` in place of ``first``."""
-    in_folder = path.with_name(path.name.replace(first, second))
-    anywhere = Path(str(path).replace(first, second))
-    return next((p for p in (in_folder, anywhere) if p != path and p in paths), None)
+    """The file named as ``path``, with ``second`` in place of ``first``.
+
+    In the file's name, then in those of its folders too, from the innermost on.
+    """
+    parts = str(path).split(first)
+    for last in range(1, len(parts)):
+        name = second.join([first.join(parts[:-last]), *parts[-last:]])
+        if Path(name) in paths:
+            return Path(name)
+    return None
 
 
 def _in_order(one: Path, other: Path) -> _Source:
