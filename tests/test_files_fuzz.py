@@ -77,8 +77,9 @@ def read_or_told(paths: list[Path]) -> Events | None:
     try:
         return read_events(paths)
     except EventFileError as error:
-        assert any(str(path) in str(error) for path in paths)
-        return None
+        message = str(error)
+    assert any(str(path) in message for path in paths)
+    return None
 
 
 def check(
