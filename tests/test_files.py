@@ -275,6 +275,25 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     assert list(study.artifacts.iterdir()) == []
 
 
+def test_a_study_does_not_read_what_it_writes(study: Study, events: Events) -> None:
+    path = study.artifacts / "data.root"
+    write_root([events], path)
+    with pytest.raises(EventFileError, match=r"data\.root: the study writes this file itself"):
+        study_events(with_data(study, file=str(path)))
+
+
+@pytest.mark.parametrize("kind", ["root", "npz"])
+def test_a_bar_shows_how_far_the_reading_is(
+    study: Study, events: Events, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_root([events], Path("own.root"))
+    pair = [str(path) for path in write_pair(Path(), table_of(events, 11), events.responses)]
+    study_events(with_data(study, file="own.root" if kind == "root" else pair), progress=True)
+    said = capsys.readouterr().out
+    assert "reading:   0%" in said
+    assert "100%" in said or "99%" in said
+
+
 def test_the_events_of_any_format_are_the_same(study: Study, events: Events) -> None:
     write_root([events], Path("own.root"))
     pair = [str(path) for path in write_pair(Path(), table_of(events, 10), events.responses)]

@@ -169,6 +169,8 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
     """Read and check the study's files once, part by part into ``path``."""
     names = _names(study)
     paths = [project_root() / name for name in names]
+    if any(file.resolve() == path.resolve() for file in paths):
+        raise EventFileError(f"{path}: the study writes this file itself; copy it to read it")
     stamps = {name: _stamp(file) for name, file in zip(names, paths, strict=True)}
     tally, kept = Tally(study.data.strict), 0
 

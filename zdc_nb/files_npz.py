@@ -24,7 +24,7 @@ from zdc_nb.rows import EventFileError, Rows, Tally, refusing
 __all__ = ["read_npz"]
 
 _MEMBER = "arr_0.npy"
-_ROWS = 4096
+_ROWS = 1024
 """Responses read at once."""
 
 _PIECE = 2**20
