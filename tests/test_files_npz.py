@@ -256,6 +256,12 @@ def test_an_energy_below_the_mass_is_told_but_not_one_rounded(
         read_events(write_pair(tmp_path, table, events.responses))
 
 
+def test_a_photon_sum_in_place_of_the_code_is_told(events: Events, tmp_path: Path) -> None:
+    table = np.column_stack([events.features, events.photon_sum])
+    with pytest.raises(EventFileError, match=r"expected the PDG code .*, got the photon sum"):
+        read_events(write_pair(tmp_path, table, events.responses))
+
+
 _KINDS = ["<f2", "<f4", ">f4", "<f8", ">f8", "g", "u1", "<u2", ">u2", "<i2", "<i4", ">i8", "<u8"]
 
 

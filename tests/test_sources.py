@@ -101,6 +101,14 @@ def test_texts_are_told_apart_by_the_header(tmp_path: Path) -> None:
         assert read_events([tmp_path / name for name in names]).pdg.tolist() == [22]
 
 
+@pytest.mark.parametrize("names", [["a.txt", "b.txt"], ["a.npz", "b.npz"], ["a.root"]])
+def test_folders_in_place_of_files_are_told(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(EventFileError, match=r"[ab]\.(txt|npz|root): "):
+        read_events([tmp_path / name for name in names])
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

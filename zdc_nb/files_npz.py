@@ -75,11 +75,22 @@ def read_npz(particles: Path, responses: Path, tally: Tally, bar: tqdm[Any]) -> 
                 part[:, column] if column < table.shape[1] else None
                 for column in (known, known + 1)
             )
+            if pdg is not None and photon_sum is None:
+                _refuse_photon_sum(pdg, light, particles)
             yield rows.events(part[:, :known], pdg, light, photon_sum)
             bar.update(counts.position - done)
             done = counts.position
         table.finish()
         counts.finish()
+
+
+def _refuse_photon_sum(pdg: NDArray[Any], light: Any, path: Path) -> None:
+    """The tenth of ten columns is the PDG code; the photon sum would pass for one."""
+    if len(pdg) > 1 and pdg.any() and (pdg == light.sum(axis=1, dtype=np.int64)).all():
+        raise EventFileError(
+            f"{path}: expected the PDG code in the last of 10 columns, got the photon sum; "
+            "put the code before it, or leave it out"
+        )
 
 
 def _lit(counts: NDArray[Any], rows: Rows, path: Path) -> Any:

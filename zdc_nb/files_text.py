@@ -62,7 +62,7 @@ def read_text(particles: Path, images: Path, tally: Tally, bar: tqdm[Any]) -> It
 
 def is_table(path: Path) -> bool:
     """Whether a text begins as the table does."""
-    with path.open("rb") as file:
+    with refusing(path, "not readable"), path.open("rb") as file:
         return file.read(len(HEADER)) == HEADER.encode()
 
 
