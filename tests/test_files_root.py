@@ -258,3 +258,31 @@ def test_photons_of_a_tree_fit_in_16_bits_in_all(events: Events, tmp_path: Path)
     write_root([Events.from_arrays(most.pdg, most.features, responses)], tmp_path / "more.root")
     with pytest.raises(EventFileError, match=r"more\.root: row 1 .*at most 65535 photons in all"):
         read_events(tmp_path / "more.root")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_value_that_was_changed_afterwards_is_told(
+    events: Events, tmp_path: Path, strict: bool
+) -> None:
+    """In a part that ROOT could not compress, and so does not check."""
+    path = tmp_path / "a.root"
+    write_root([events[:1]], path)
+    content = path.read_bytes()
+    energy = np.array(events.features[0, 0]).astype(">f8").tobytes()
+    assert content.count(energy) == 1
+    for other in (events.features[0, 0] + 1, np.nan):
+        path.write_bytes(content.replace(energy, np.array(other).astype(">f8").tobytes()))
+        with pytest.raises(EventFileError, match=r"a\.root: (its checksum|row 0)"):
+            read_events(path, strict)
+
+
+def test_bad_rows_are_left_out_where_asked(events: Events, tmp_path: Path) -> None:
+    bright = events[events.photon_sum > 100][:6]
+    branches = branches_of(bright)
+    for change in (put("energy", 1, np.nan), put("photons", 2, -3), put("index", 4, 1936)):
+        change(branches)
+    read = read_events(write_tree(tmp_path / "a.root", branches), strict=False)
+    np.testing.assert_array_equal(read.responses, bright[np.array([0, 3, 5])].responses)
+    lose_a_photon_list(branches)
+    read = read_events(write_tree(tmp_path / "b.root", branches), strict=False)
+    np.testing.assert_array_equal(read.features, bright[np.array([0, 3, 5])].features)

@@ -61,7 +61,7 @@ def read_npz(particles: Path, responses: Path, tally: Tally, bar: tqdm[Any]) -> 
         if total == 0:
             raise EventFileError(f"{particles}: holds no responses")
         if table.shape[1] == known:
-            print(
+            bar.write(
                 f"{particles}: holds no PDG codes, so species were guessed from mass and charge: "
                 "every neutral kaon is taken for a K0S, every neutral antiparticle for its particle"
             )

@@ -133,8 +133,10 @@ def read_parts(paths: Sequence[Path], tally: Tally, progress: bool = False) -> I
         file=sys.stdout,
         disable=not progress,
     ) as bar:
-        for source in sources:
+        for number, source in enumerate(sources, start=1):
             yield from _read(source, tally, bar)
+            # what stands in a file beside its responses
+            bar.update(sum(sizes[:number]) - bar.n)
 
 
 def _read(source: _Source, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
