@@ -140,7 +140,7 @@ def test_that_does_not_hang_on_one_seed(seed: int) -> None:
 def test_tolerances_are_the_announced_ones(sample: Events, factor: float) -> None:
     """The verdict from the numbers of the table alone, written out anew, for distorted events."""
     light = np.rint(factor * sample.responses).astype(np.uint16)
-    changed = Events(sample.pdg, factor * sample.features, light, sample.particle)
+    changed = Events.from_arrays(sample.pdg, factor * sample.features, light, sample.particle)
     table = calibration_table(changed[changed.photon_sum >= 10], changed)
     assert table["within"].all() == (factor == 1)
     spreads = published_facts()["neutron_responses_filtered_for_training"]["stds"]
@@ -175,7 +175,7 @@ def test_events_that_are_off_are_marked_and_told(
 ) -> None:
     features = sample.features.copy()
     features[:, FEATURES.index(column)] *= factor
-    changed = Events(sample.pdg, features, sample.responses, sample.particle)
+    changed = Events.from_arrays(sample.pdg, features, sample.responses, sample.particle)
     table = calibration_table(changed[sample.photon_sum >= 10])
     line = row(table, "filtered", quantity)
     assert not line.within
@@ -185,7 +185,7 @@ def test_events_that_are_off_are_marked_and_told(
 
 
 def test_brighter_responses_are_noticed(sample: Events) -> None:
-    lit = Events(
+    lit = Events.from_arrays(
         sample.pdg, sample.features, (2 * sample.responses).astype(np.uint16), sample.particle
     )
     table = calibration_table(lit[lit.photon_sum >= 10], lit)
@@ -203,7 +203,9 @@ def test_ones_own_events_are_held_against_the_filtered_figures_only(events: Even
 def test_events_that_cannot_be_compared_are_refused(events: Events) -> None:
     with pytest.raises(ValueError, match="at least one filtered response"):
         calibration_table(events[:0])
-    dark = Events(events.pdg, events.features, np.zeros_like(events.responses), events.particle)
+    dark = Events.from_arrays(
+        events.pdg, events.features, np.zeros_like(events.responses), events.particle
+    )
     with pytest.raises(ValueError, match="light in at least one"):
         calibration_table(events, dark)
 
@@ -264,7 +266,9 @@ def test_the_species_table_counts_by_hand(events: Events) -> None:
 
 def test_unknown_species_have_no_name_but_a_row(events: Events) -> None:
     some = events[:40]
-    unknown = Events(np.zeros_like(some.pdg), some.features, some.responses, some.particle)
+    unknown = Events.from_arrays(
+        np.zeros_like(some.pdg), some.features, some.responses, some.particle
+    )
     (line,) = figures_data.species_table(unknown).itertuples()
     assert (line.name, line.responses) == ("unknown", 40)
     axis = figures_data.spectra_figure(unknown).axes[0]
@@ -319,7 +323,9 @@ def test_the_gallery_shows_what_was_chosen_with_its_photons(events: Events) -> N
 def test_events_without_repeats_or_known_species_have_figures_too(events: Events) -> None:
     _, first = np.unique(events.particle, return_index=True)
     single = events[first]
-    lone = Events(np.zeros_like(single.pdg), single.features, single.responses, single.particle)
+    lone = Events.from_arrays(
+        np.zeros_like(single.pdg), single.features, single.responses, single.particle
+    )
     figure = figures_data.repeats_figure(lone, 4)
     assert sum(bool(axis.images) for axis in figure.axes) == 1
     groups = figures_data.group_table(lone)

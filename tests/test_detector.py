@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import sparse
 
 from zdc_nb.detector import (
     channel_masks,
@@ -209,6 +210,15 @@ def test_diversity_equals_eq_1_by_loops() -> None:
     expected = [brute_diversity(responses[particle == p]) for p in np.unique(particle)]
     assert len(expected) == 4
     np.testing.assert_allclose(diversity(responses, particle), expected, rtol=1e-12)
+
+
+def test_diversity_of_a_sparse_matrix_is_that_of_the_same_responses() -> None:
+    responses = sparse_responses(60, seed=4)
+    particle = np.random.default_rng(1).integers(0, 9, 60)
+    light = sparse.csr_array(responses.reshape(60, -1))
+    np.testing.assert_array_equal(diversity(light, particle), diversity(responses, particle))
+    with pytest.raises(ValueError, match="expected \\(60,\\) labels"):
+        diversity(light, particle[1:])
 
 
 def test_diversity_is_exactly_zero_for_one_or_identical_responses() -> None:

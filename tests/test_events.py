@@ -1,9 +1,14 @@
 """Subsets, whole particles and the split, on hand-made and random sets."""
 
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import sparse
 
 from zdc_nb.events import FEATURES, PDG, Events, select_subset, split_events, thin
 
@@ -57,9 +62,93 @@ def test_shapes_that_do_not_fit_are_refused(
 
 
 def test_photon_sum_does_not_overflow_16_bits() -> None:
-    events = make_events([1])
-    events.responses[:] = 65535
+    full = np.full((1, 44, 44), 65535, np.uint16)
+    events = Events.from_arrays(np.zeros(1, np.int32), np.zeros((1, 9)), full)
     assert events.photon_sum.tolist() == [44 * 44 * 65535]
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.sampled_from([-1.5, -0.0, 0.0, 2.0])] * 9), max_size=30),
+    data=st.data(),
+)
+def test_particles_are_numbered_as_numpy_numbers_unique_rows(
+    rows: list[tuple[float, ...]], data: st.DataObject
+) -> None:
+    codes = st.lists(st.sampled_from([-211, 22, 2112]), min_size=len(rows), max_size=len(rows))
+    pdg = np.array(data.draw(codes), np.int32)
+    features = np.array(rows).reshape(-1, 9)
+    events = Events.from_arrays(pdg, features, np.zeros((len(rows), 44, 44), np.uint16))
+    table = np.column_stack([pdg, features])
+    expected = np.unique(table, axis=0, return_inverse=True)[1] if rows else np.array([])
+    np.testing.assert_array_equal(events.particle, expected.reshape(-1))
+
+
+def random_events(count: int, seed: int) -> tuple[Events, NDArray[np.uint16]]:
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(1, 65536, (count, 44, 44), np.uint16)
+    dense[rng.random(dense.shape) > 0.03] = 0
+    features = rng.integers(0, 2, (count, 9)).astype(np.float64)
+    return Events.from_arrays(np.full(count, 22, np.int32), features, dense), dense
+
+
+@pytest.mark.parametrize(
+    "index",
+    [slice(3, 9), slice(None, None, -1), slice(0, 0), np.array([5, 5, 0]), np.arange(20) % 3 == 0],
+    ids=map(str, range(5)),
+)
+def test_what_is_chosen_is_what_numpy_chooses(index: slice | NDArray[Any]) -> None:
+    events, dense = random_events(20, 0)
+    chosen, expected = events[index], dense[index]
+    np.testing.assert_array_equal(chosen.responses, expected)
+    assert chosen.responses.dtype == np.uint16
+    np.testing.assert_array_equal(chosen.photon_sum, expected.sum((1, 2), dtype=np.int64))
+    np.testing.assert_array_equal(chosen.lit_fibres, np.count_nonzero(expected, axis=(1, 2)))
+    assert len(chosen) == len(expected)
+
+
+def test_parts_are_joined_and_their_particles_numbered_anew() -> None:
+    events, _ = random_events(40, 1)
+    parts = [events[30:], events[:0], events[:30]]
+    together = Events.join([Events.from_arrays(p.pdg, p.features, p.light) for p in parts])
+    expected = events[np.r_[30:40, 0:30]]
+    for name in ("pdg", "features", "responses", "particle"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(expected, name))
+
+
+def test_a_sparse_matrix_in_any_form_gives_the_same_events() -> None:
+    events, dense = random_events(12, 2)
+    place = np.nonzero(dense.reshape(12, -1))
+    order = np.random.default_rng(0).permutation(len(place[0]))
+    shuffled = sparse.coo_array(
+        (
+            np.r_[dense.reshape(12, -1)[place][order], np.zeros(3, np.uint16)],
+            (np.r_[place[0][order], 0, 1, 2], np.r_[place[1][order], 5, 6, 7]),
+        ),
+        shape=(12, 1936),
+    )
+    same = Events.from_arrays(events.pdg, events.features, shuffled)
+    np.testing.assert_array_equal(same.responses, dense)
+    for name in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(same.light, name), getattr(events.light, name))
+
+
+def test_a_change_of_the_dense_responses_is_refused() -> None:
+    events, _ = random_events(2, 3)
+    with pytest.raises(ValueError, match="read-only"):
+        events.responses[0] = 0
+
+
+def test_responses_take_little_memory() -> None:
+    events, dense = random_events(500, 4)
+    light = events.light
+    assert light.data.nbytes + light.indices.nbytes + light.indptr.nbytes < 0.2 * dense.nbytes
+    tracemalloc.start()
+    train, _, _ = split_events(thin(select_subset(events, "all"), 400, 0), (0.7, 0.1, 0.2), 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(train) == 280
+    assert peak < 0.5 * dense.nbytes
 
 
 @pytest.mark.parametrize("subset", ["n", "lambda", "k0s", "sigma+"])

@@ -76,7 +76,7 @@ def make_events(particles: int, repeats: int) -> Events:
         np.add.at(responses[k], (row, column), 1)
     features = np.full((len(particle), 9), 1234.0)
     pdg = np.array([2112, 3122, 0], np.int32)[particle % 3]
-    return Events(pdg, features, responses, particle)
+    return Events.from_arrays(pdg, features, responses, particle)
 
 
 def test_examples_are_of_different_particles_and_spread_in_light() -> None:

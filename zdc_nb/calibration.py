@@ -38,7 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from particle import Particle
 
-from zdc_nb.events import FEATURES, PDG, Events
+from zdc_nb.events import FEATURES, FIBRES, PDG, Events
 from zdc_nb.params import Study, derive_seed
 from zdc_nb.simulation import Particles, respond, simulate
 
@@ -159,7 +159,7 @@ def calibration_table(filtered: Events, unfiltered: Events | None = None) -> pd.
     facts = published_facts()
     blocks = [("filtered", [*_species(facts, filtered), *_features(facts[_FILTERED], filtered)])]
     if unfiltered is not None:
-        if not unfiltered.responses.any():
+        if unfiltered.light.nnz == 0:
             raise ValueError("calibration: expected light in at least one unfiltered response")
         facts = facts[_UNFILTERED]
         rows = [*_light(facts, unfiltered), *_spectra(facts, unfiltered)]
@@ -196,13 +196,13 @@ def _mean(
 
 
 def _light(facts: Mapping[str, Any], events: Events) -> Iterator[dict[str, Any]]:
-    dark = 1 - np.count_nonzero(events.responses) / events.responses.size
+    dark = 1 - events.light.nnz / (len(events) * FIBRES)
     yield _compare(
         "fibres without light, fraction", "", facts["zero_pixel_fraction"], dark, _LIT_PERCENT
     )
     photons = events.photon_sum[events.photon_sum > 0]
     figures = [
-        ("brightest fibre", facts["max_pixel"], events.responses.max(), _WITHIN_FACTOR),
+        ("brightest fibre", facts["max_pixel"], events.light.max(), _WITHIN_FACTOR),
         ("photon sum, largest", facts["photon_sum_max"], photons.max(), _WITHIN_FACTOR),
         (
             "photon sum of responses with light, mean",

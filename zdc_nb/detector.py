@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from zdc_nb.events import SHAPE
 
@@ -132,13 +133,15 @@ def containment_radius(responses: NDArray[Any], fraction: float = 0.9) -> NDArra
     return radius
 
 
-def diversity(responses: NDArray[Any], particle: NDArray[np.int64]) -> NDArray[np.float64]:
+def diversity(
+    responses: NDArray[Any] | sparse.csr_array, particle: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Diversity f_div of the responses to each unique particle (paper, eq. 1).
 
     Parameters
     ----------
     responses
-        (N, 44, 44), raw photon counts.
+        (N, 44, 44), raw photon counts; or the same as :attr:`zdc_nb.events.Events.light`.
     particle
         (N,), equal for responses to the same particle.
 
@@ -153,19 +156,24 @@ def diversity(responses: NDArray[Any], particle: NDArray[np.int64]) -> NDArray[n
     ValueError
         where ``particle`` is not one label a response or the last axes are not 44 x 44.
     """
-    flat = _flat(responses)
-    if particle.shape != (len(flat),):
-        raise ValueError(f"particle: expected ({len(flat)},) labels, got {particle.shape}")
+    flat: Any = responses if sparse.issparse(responses) else _flat(responses)
+    if particle.shape != (flat.shape[0],):
+        raise ValueError(f"particle: expected ({flat.shape[0]},) labels, got {particle.shape}")
     _, counts = np.unique(particle, return_counts=True)
     groups = np.split(np.argsort(particle, kind="stable"), np.cumsum(counts)[:-1])
     spread = np.zeros(len(counts))
     for index in np.flatnonzero(counts > 1):
-        spread[index] = flat[groups[index]].std(axis=0, dtype=np.float64).sum()
+        group = flat[groups[index]]
+        dense = group.toarray() if sparse.issparse(group) else group
+        spread[index] = dense.std(axis=0, dtype=np.float64).sum()
     return spread
 
 
 def diversity_weights(
-    responses: NDArray[Any], particle: NDArray[np.int64], epsilon: float, mean_one: bool
+    responses: NDArray[Any] | sparse.csr_array,
+    particle: NDArray[np.int64],
+    epsilon: float,
+    mean_one: bool,
 ) -> NDArray[np.float64]:
     """Weight f_div_inv_w of each response in the loss (paper, eq. 3).
 
@@ -177,7 +185,7 @@ def diversity_weights(
     Parameters
     ----------
     responses
-        (N, 44, 44), raw photon counts of the training split.
+        (N, 44, 44), raw photon counts of the training split, or sparse as for :func:`diversity`.
     particle
         (N,), equal for responses to the same particle.
     epsilon

@@ -204,7 +204,7 @@ def reference_runs(train: Events, test: Events, runs: int, seed: int) -> Baselin
     def generations() -> Iterator[NDArray[np.uint16]]:
         for run in range(runs):
             rng = np.random.default_rng(derive_seed(seed, "reference", run))
-            yield train.responses[_draw(train.particle, kept.particle, rng)]
+            yield train[_draw(train.particle, kept.particle, rng)].responses
 
     particles = len(np.unique(test.particle)) - len(np.unique(kept.particle))
     return Baseline(kept, generations(), len(test) - len(kept), particles)
@@ -252,7 +252,7 @@ def ignorant_runs(train: Events, test: Events, runs: int, seed: int) -> Baseline
     def generations() -> Iterator[NDArray[np.uint16]]:
         for run in range(runs):
             rng = np.random.default_rng(derive_seed(seed, "ignorant", run))
-            drawn = train.responses[_draw(*nobody, rng)]
+            drawn = train[_draw(*nobody, rng)].responses
             yield scale_to_photon_sum(drawn, test.photon_sum, rng)
 
     return Baseline(test, generations(), 0, 0)

@@ -56,13 +56,13 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.9 * columns + 0.9, 3.1 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    brightest = int(events.responses[chosen].max())
-    for axis, k in zip(axes.flat, chosen, strict=False):
-        image = draw_response(axis, events.responses[k], brightest)
-        lit = np.count_nonzero(events.responses[k])
+    shown = events[np.asarray(chosen)]
+    responses = shown.responses
+    for k, axis in enumerate(axes.flat[: len(shown)]):
+        image = draw_response(axis, responses[k], int(responses.max()))
         axis.set_title(
-            f"{species_symbol(int(events.pdg[k]))}, {events.features[k, _ENERGY]:.0f} GeV\n"
-            f"{int(events.responses[k].sum())} photons in {lit} fibres",
+            f"{species_symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
+            f"{shown.photon_sum[k]} photons in {shown.lit_fibres[k]} fibres",
             fontsize=9,
         )
     for axis in axes.flat[len(chosen) :]:
@@ -84,10 +84,10 @@ def repeats_figure(events: Events, count: int) -> Figure:
     rows = [_repeats(events, pdg, count) for pdg in species]
     figure = Figure(figsize=(2.3 * count + 1.4, 2.5 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
-    brightest = int(events.responses[np.concatenate(rows)].max())
+    brightest = int(events[np.concatenate(rows)].light.max())
     for line, positions in zip(axes, rows, strict=True):
-        for axis, k in zip(line, positions, strict=False):
-            image = draw_response(axis, events.responses[k], brightest)
+        for axis, response in zip(line, events[positions].responses, strict=False):
+            image = draw_response(axis, response, brightest)
         for axis in line[len(positions) :]:
             axis.set_visible(False)
     finish_faces(figure, axes, image)
@@ -165,7 +165,7 @@ def species_table(events: Events) -> pd.DataFrame:
 def group_table(events: Events) -> pd.DataFrame:
     """One row for each unique particle: pdg, responses (their number), f_div (photons)."""
     _, first, counts = np.unique(events.particle, return_index=True, return_counts=True)
-    f_div = diversity(events.responses, events.particle)
+    f_div = diversity(events.light, events.particle)
     return pd.DataFrame({"pdg": events.pdg[first], "responses": counts, "f_div": f_div})
 
 
@@ -287,7 +287,7 @@ def _repeats(events: Events, pdg: int, count: int) -> NDArray[np.intp]:
     """Positions of up to ``count`` responses to the most diverse particle of a species."""
     (positions,) = np.nonzero(events.pdg == pdg)
     labels = np.unique(events.particle[positions])
-    f_div = diversity(events.responses[positions], events.particle[positions])
+    f_div = diversity(events.light[positions], events.particle[positions])
     group = positions[events.particle[positions] == labels[f_div.argmax()]]
     bright_last = group[np.argsort(events.photon_sum[group], kind="stable")]
     ranks = np.linspace(0, len(group) - 1, min(count, len(group)))

@@ -112,12 +112,12 @@ def sample_figure(
         heading of each generated column; ``generated 1``, ``generated 2`` ... by default.
     """
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
-    columns = [events.responses, *generated]
+    columns = [events[examples].responses, *(responses[examples] for responses in generated)]
     figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), len(columns), squeeze=False, sharex=True, sharey=True)
-    brightest = max(int(column[examples].max()) for column in columns)
-    for (row, example), (column, responses) in product(enumerate(examples), enumerate(columns)):
-        image = draw_response(axes[row, column], responses[example], brightest)
+    brightest = max(int(column.max()) for column in columns)
+    for row, column in product(range(len(examples)), range(len(columns))):
+        image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
     for axis, name in zip(axes[0], ["reference", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)

@@ -1,345 +1,221 @@
-"""Events on disk: this project's ROOT tree, and the npz pairs that others have.
-
-ROOT: one TTree ``zn`` with a row for each response. Scalar branches pdg, energy, vx, vy, vz, px,
-py, pz, mass, charge (units as in :data:`zdc_nb.events.FEATURES`) and photon_sum; the lit fibres as
-jagged arrays: index (row * 44 + column) and photons.
-
-npz pair: two files of one array ``arr_0`` each. Particles are rows of the nine features in the
-same order, optionally followed by the PDG code and then the photon sum; responses are (N, 44, 44)
-photon counts, integers or floats that are whole.
-
-Whatever is wrong with a file is told with its name, the row and what was expected. Nothing is
-unpickled.
-"""
+"""A study's events: read once from its files, or simulated, then kept among its artefacts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import awkward as ak
-import numpy as np
 import uproot
-from numpy.typing import NDArray
-from particle import Particle
 
-from zdc_nb.events import FEATURES, SHAPE, Events, select_subset, split_events, thin
+from zdc_nb.events import Events, select_subset, split_events, thin
+from zdc_nb.files_root import MADE_WITH, read_made_with, write_root
 from zdc_nb.params import Study, Subset, derive_seed, project_root
-from zdc_nb.simulation import SPECIES, VERSION, simulate
+from zdc_nb.rows import EventFileError, Tally
+from zdc_nb.simulation import VERSION, simulate
+from zdc_nb.sources import find_files, read_events, read_parts
 from zdc_nb.storage import write_atomically
 
-__all__ = [
-    "EventFileError",
-    "nearest_species",
-    "read_events",
-    "read_npz",
-    "read_root",
-    "study_events",
-    "study_split",
-    "write_root",
-]
+__all__ = ["data_files", "data_identity", "data_report", "study_events", "study_split"]
 
-_TREE = "zn"
-_FIBRES = SHAPE[0] * SHAPE[1]
-_MADE_WITH = "made_with"
-_SCALARS = ("pdg", *FEATURES, "photon_sum")
-_LARGEST = np.iinfo(np.uint16).max
-
-_BASKET = 20_000
-"""Responses written, read and checked at once, which bounds the memory that this takes."""
+_READER = 1
+"""Grows when files are read otherwise than before, so that they are read again."""
 
 
-class EventFileError(ValueError):
-    """A file does not hold events as expected; the message names file, row and expectation."""
+def data_files(study: Study) -> list[Path]:
+    """The files that the study reads, in order; none where it simulates.
 
-
-# --- ROOT ---------------------------------------------------------------------------------------
-
-
-def write_root(events: Events, path: Path, made_with: str = "") -> None:
-    """Write ``events`` as a ROOT file, under a temporary name until it is whole.
-
-    ``made_with`` is kept in the file: the parameters that the events were simulated with.
+    Raises as :func:`zdc_nb.sources.find_files`.
     """
-    types = {
-        "pdg": np.int32,
-        **dict.fromkeys(FEATURES, np.float64),
-        "photon_sum": np.int64,
-        **dict.fromkeys(("index", "photons"), "var * uint16"),
-    }
-    with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
-        tree = file.mktree(_TREE, types)
-        for start in range(0, len(events), _BASKET):
-            tree.extend(_branches(events[start : start + _BASKET]))
-        if made_with:
-            file[_MADE_WITH] = made_with
+    return [project_root() / name for name in _names(study)]
 
 
-def _branches(events: Events) -> dict[str, Any]:
-    flat = events.responses.reshape(len(events), _FIBRES)
-    row, fibre = np.nonzero(flat)
-    lit = np.bincount(row, minlength=len(events))
-    return {
-        "pdg": events.pdg,
-        **{name: events.features[:, i] for i, name in enumerate(FEATURES)},
-        "photon_sum": events.photon_sum,
-        "index": ak.unflatten(fibre.astype(np.uint16), lit),
-        "photons": ak.unflatten(flat[row, fibre], lit),
-    }
+def _names(study: Study) -> list[str]:
+    """As the study gives them, relative to the project's root; patterns replaced by matches."""
+    return [] if study.data.file is None else find_files(study.data.file, project_root())
 
 
-def read_root(path: Path) -> Events:
-    """Read a ROOT file as :func:`write_root` makes it; raises :class:`EventFileError`."""
-    try:
-        with uproot.open(path) as file:
-            names = [key.split(";")[0] for key in file.keys()]  # noqa: SIM118
-            if _TREE not in names:
-                raise EventFileError(f"{path}: no TTree {_TREE!r}, found {names}")
-            tree = file[_TREE]
-            missing = [name for name in (*_SCALARS, "index", "photons") if name not in tree]
-            if missing:
-                raise EventFileError(f"{path}: the tree {_TREE!r} lacks {', '.join(missing)}")
-            scalars = {name: _scalar_branch(path, name, tree[name].array()) for name in _SCALARS}
-            responses = np.zeros((tree.num_entries, _FIBRES), np.uint16)
-            for start in range(0, tree.num_entries, _BASKET):
-                part = slice(start, min(start + _BASKET, tree.num_entries))
-                index, photons = (
-                    _jagged_branch(path, name, tree[name].array(None, part.start, part.stop))
-                    for name in ("index", "photons")
-                )
-                _scatter(path, start, index, photons, responses[part])
-    except (EventFileError, FileNotFoundError):
-        raise
-    except Exception as error:  # uproot raises almost anything on bytes that are not ROOT's
-        raise EventFileError(f"{path}: not readable as a ROOT file ({error})") from error
-    return _checked(
-        path,
-        _pdg_codes(path, scalars["pdg"]),
-        np.column_stack([scalars[name].astype(np.float64) for name in FEATURES]),
-        responses.reshape(-1, *SHAPE),
-        scalars["photon_sum"],
-    )
+def data_identity(study: Study) -> dict[str, Any]:
+    """What makes a study's events what they are; made of what JSON has.
 
-
-def _scalar_branch(path: Path, name: str, array: Any) -> NDArray[Any]:
-    """A branch of one number for each response."""
-    if array.ndim != 1 or not _is_number(array):
-        raise EventFileError(f"{path}: branch {name!r}: expected one number for each response")
-    values: NDArray[Any] = ak.to_numpy(array)
-    return values
-
-
-def _jagged_branch(path: Path, name: str, array: Any) -> Any:
-    """A branch of a list of integers for each response."""
-    if array.ndim != 2 or not _is_number(array, np.integer):
-        raise EventFileError(f"{path}: branch {name!r}: expected integers for each lit fibre")
-    return array
-
-
-def _is_number(array: Any, kind: type = np.number) -> bool:
-    flat = ak.flatten(array, axis=None)
-    return len(flat) == 0 or np.issubdtype(ak.to_numpy(flat).dtype, kind)
-
-
-def _scatter(path: Path, start: int, index: Any, photons: Any, flat: NDArray[np.uint16]) -> None:
-    """Fill ``flat`` (N, 1936) with the lit fibres of the responses from number ``start`` on."""
-    lit = ak.to_numpy(ak.num(index))
-    unequal = ak.to_numpy(ak.num(photons)) != lit
-    _row_check(path, unequal, "as many photons as lit fibres", start)
-    row = np.repeat(np.arange(len(lit)), lit)
-    fibre, light = (ak.to_numpy(ak.flatten(part)).astype(np.int64) for part in (index, photons))
-
-    def check(good: NDArray[np.bool_], expected: str) -> None:
-        _row_check(path, np.bincount(row[~good], minlength=len(lit)) > 0, expected, start)
-
-    check((fibre >= 0) & (fibre < _FIBRES), f"fibres from 0 to {_FIBRES - 1}")
-    check((light >= 0) & (light <= _LARGEST), f"photon counts from 0 to {_LARGEST}")
-    _, first = np.unique(row * _FIBRES + fibre, return_index=True)
-    check(np.isin(np.arange(len(row)), first), "each lit fibre once")
-    flat[row, fibre] = light
-
-
-# --- npz pair -----------------------------------------------------------------------------------
-
-
-def read_npz(particles: Path, responses: Path) -> Events:
-    """Read a pair of npz files.
-
-    The particles have 9 columns (the features), 10 (and the PDG code) or 11 (and the photon sum,
-    which must agree with the response). Without PDG codes the species is guessed from mass and
-    charge (:func:`nearest_species`), and a line says so. Raises :class:`EventFileError`.
+    For files: their names, sizes and SHA-256, strict, min_photons and the version of the reader.
+    A file whose size and time are those that it was last read with is not read for that. For the
+    simulation: responses, repeats, min_photons, seed and version.
     """
-    table = _npz_array(particles)
-    columns = (len(FEATURES), len(FEATURES) + 1, len(FEATURES) + 2)
-    if table.ndim != 2 or table.shape[1] not in columns:
-        raise EventFileError(
-            f"{particles}: expected rows of 9, 10 or 11 numbers (nine features, then the PDG "
-            f"code, then the photon sum), got an array of shape {table.shape}"
-        )
-    counts = _npz_array(responses)
-    if counts.shape[1:] != SHAPE:
-        raise EventFileError(f"{responses}: expected (N, 44, 44) counts, got {counts.shape}")
-    if len(counts) != len(table):
-        raise EventFileError(
-            f"{particles} has {len(table)} particles, but {responses} {len(counts)} responses"
-        )
-    for start in range(0, len(counts), _BASKET):
-        _check_counts(responses, counts[start : start + _BASKET], start)
-    features = table[:, : len(FEATURES)].astype(np.float64)
-    _row_check(particles, ~np.isfinite(table.astype(np.float64)).all(1), "finite numbers")
-    if table.shape[1] > len(FEATURES):
-        pdg = _pdg_codes(particles, table[:, len(FEATURES)])
-    else:
-        pdg = nearest_species(features)
-        print(
-            f"{particles}: holds no PDG codes, so species were guessed from mass and charge: "
-            "every neutral kaon is taken for a K0S, every neutral antiparticle for its particle"
-        )
-    photon_sum = table[:, columns[1]] if table.shape[1] == columns[2] else None
-    return _checked(particles, pdg, features, counts.astype(np.uint16, copy=False), photon_sum)
+    if study.data.file is None:
+        return {
+            **study.data.model_dump(include={"responses", "repeats", "min_photons"}),
+            "seed": derive_seed(study.seed, "simulation"),
+            "version": VERSION,
+        }
+    made_with = _made_with(study)
+    stamps, last = made_with.get("mtime_ns", {}), made_with.get("identity", {}).get("files", [])
+    known = {(file["name"], file["size"], stamps[file["name"]]): file["sha256"] for file in last}
+    files = []
+    for name in _names(study):
+        path = project_root() / name
+        size, mtime = _stamp(path)
+        digest = known.get((name, size, mtime)) or _sha256(path, size, mtime)
+        files.append({"name": name, "size": size, "sha256": digest})
+    return _identity(study, files)
 
 
-def _check_counts(path: Path, counts: NDArray[Any], start: int) -> None:
-    """``counts`` (N, 44, 44) are the responses from number ``start`` on."""
-    if not np.issubdtype(counts.dtype, np.integer):
-        _row_check(path, ~np.isfinite(counts).all((1, 2)), "finite photon counts", start)
-        _row_check(path, (counts != np.rint(counts)).any((1, 2)), "whole photon counts", start)
-    _row_check(path, counts.min((1, 2)) < 0, "photon counts of at least 0", start)
-    _row_check(path, counts.max((1, 2)) > _LARGEST, f"photon counts of at most {_LARGEST}", start)
+def _identity(study: Study, files: list[dict[str, Any]]) -> dict[str, Any]:
+    rest = study.data.model_dump(include={"strict", "min_photons"})
+    return {"files": files, **rest, "reader": _READER}
 
 
-def _npz_array(path: Path) -> NDArray[Any]:
-    try:
-        # numpy itself leaves a broken file open
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            array: NDArray[Any] = file["arr_0"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # numpy, zipfile and zlib raise almost anything on broken bytes
-        raise EventFileError(
-            f"{path}: expected an npz file with one array of numbers, 'arr_0' ({error})"
-        ) from error
-    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise EventFileError(f"{path}: expected real numbers, got {array.dtype}")
-    return array
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
-    """(N,) PDG code of the species nearest in mass among those of the same charge.
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
+    """Of a file, read once as long as its size and time stay what they are."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    A guess: mass and charge cannot tell K0L from K0S, nor a neutral particle from its
-    antiparticle. Every neutral kaon becomes K0S (310), every neutral antiparticle the particle.
-    Charges that no species has give 0.
+
+def data_report(study: Study) -> dict[str, Any]:
+    """Where a study's events come from, and what came of the rows of its files.
+
+    ``files`` (name, size and sha256 of each; none for the simulation), ``read`` (rows), ``dropped``
+    (bad rows by what was expected of them), ``faint`` (good rows with fewer than
+    ``data.min_photons`` photons), ``kept``, ``guessed_species`` (whether some came without PDG
+    codes). The files are read first if they have not been yet.
     """
-    mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
-    # particles before antiparticles, so that a tie goes to the particle
-    codes = np.array(sorted((s.pdg for s in SPECIES), reverse=True), np.int32)
-    table = [Particle.from_pdgid(int(code)) for code in codes]
-    distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
-    distance[charge[:, None] != [entry.charge for entry in table]] = np.inf
-    return np.where(np.isfinite(distance.min(1)), codes[distance.argmin(1)], 0).astype(np.int32)
-
-
-# --- Either -------------------------------------------------------------------------------------
-
-
-def read_events(source: str | Path | Sequence[str | Path]) -> Events:
-    """Read a ROOT file, or an npz pair given as [particles, responses].
-
-    Raises
-    ------
-    EventFileError
-        naming file, row and what was expected.
-    FileNotFoundError
-        where a file is missing.
-    """
-    paths = [Path(p) for p in ([source] if isinstance(source, str | Path) else source)]
-    suffixes = [path.suffix for path in paths]
-    if suffixes == [".root"]:
-        return read_root(paths[0])
-    if suffixes == [".npz", ".npz"]:
-        return read_npz(paths[0], paths[1])
-    raise EventFileError(
-        f"{', '.join(map(str, paths))}: expected one .root file, or two .npz files (particles, "
-        "responses)"
-    )
-
-
-def _row_check(path: Path, bad: Any, expected: str, start: int = 0) -> None:
-    """``bad`` (N,) tells which rows are; the first of them has the number ``start`` in the file."""
-    if bad.any():
-        row = start + int(bad.argmax())
-        raise EventFileError(
-            f"{path}: row {row} (counted from 0, the first such row): expected {expected}"
-        )
-
-
-def _pdg_codes(path: Path, codes: NDArray[Any]) -> NDArray[np.int32]:
-    whole = np.isfinite(codes) & (codes == np.rint(codes))
-    _row_check(path, ~whole | (np.abs(codes) > np.iinfo(np.int32).max), "a PDG code")
-    return codes.astype(np.int32)
-
-
-def _checked(
-    path: Path,
-    pdg: NDArray[np.int32],
-    features: NDArray[np.float64],
-    responses: NDArray[np.uint16],
-    photon_sum: NDArray[Any] | None,
-) -> Events:
-    if len(responses) == 0:
-        raise EventFileError(f"{path}: holds no responses")
-    _row_check(path, ~np.isfinite(features).all(1), "finite features")
-    events = Events.from_arrays(pdg, features, responses)
-    total = events.photon_sum
-    # a generated fibre holds at most all of a response's photons, and has to fit in 16 bits too
-    _row_check(path, total > _LARGEST, f"at most {_LARGEST} photons in all")
-    if photon_sum is not None:
-        _row_check(path, total != photon_sum, "a photon sum equal to the response's")
-    return events
-
-
-# --- A study's events ---------------------------------------------------------------------------
+    if study.data.file is None:
+        kept = study.data.responses
+        return {
+            "files": [],
+            "read": kept,
+            "dropped": {},
+            "faint": 0,
+            "kept": kept,
+            "guessed_species": False,
+        }
+    _make_ready(study)
+    made_with = _made_with(study)
+    return {"files": made_with["identity"]["files"], **made_with["rows"]}
 
 
 def study_events(study: Study, progress: bool = False) -> Events:
-    """All events of a study.
+    """All events of a study, those with at least ``data.min_photons`` photons.
 
-    Those of ``data.file`` with at least ``data.min_photons`` photons; or, where it is null, those
-    of the open simulation, which is run and kept as ``data.root`` among the artefacts unless one
-    made with the same parameters lies there.
+    They come from the files of ``data.file`` or, where it is null, from the open simulation, and
+    are kept as ``data.root`` among the artefacts: files are read, and the simulation is run, only
+    where none made from the same (see :func:`data_identity`) lies there. ``progress`` shows a bar.
     """
-    data = study.data
-    if data.file is not None:
-        names = [data.file] if isinstance(data.file, str) else data.file
-        events = read_events([project_root() / name for name in names])
-        bright = events[events.photon_sum >= data.min_photons]
-        if len(bright) == 0:
-            raise EventFileError(f"{data.file}: no response has {data.min_photons} photons")
-        return bright
-    seed = derive_seed(study.seed, "simulation")
-    made_with = json.dumps(
-        data.model_dump(include={"responses", "repeats", "min_photons"})
-        | {"seed": seed, "version": VERSION}
-    )
-    path = study.artifacts / "data.root"
-    if path.is_file() and _made_with(path) == made_with:
-        return read_root(path)
-    if path.is_file():
-        print(f"{path} was made with other parameters: simulating again")
-    events = simulate(data.responses, data.repeats, data.min_photons, seed, progress=progress)
-    write_root(events, path, made_with)
-    return events
+    _make_ready(study, progress)
+    return read_events(_kept(study))
 
 
-def _made_with(path: Path) -> str | None:
-    try:
-        with uproot.open(path) as file:
-            return str(file[_MADE_WITH]) if _MADE_WITH in file else None
-    except Exception as error:
-        raise EventFileError(f"{path}: not readable as a ROOT file ({error})") from error
+def _kept(study: Study) -> Path:
+    return study.artifacts / "data.root"
+
+
+def _made_with(study: Study) -> dict[str, Any]:
+    """What ``data.root`` says of itself; nothing where there is none."""
+    path = _kept(study)
+    content = json.loads(read_made_with(path) or "{}") if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _make_ready(study: Study, progress: bool = False) -> None:
+    """Make ``data.root`` unless it is made from what the study names now."""
+    path, made_with = _kept(study), _made_with(study)
+    if study.data.file is None:
+        identity = data_identity(study)
+        if made_with != identity:
+            if path.is_file():
+                print(f"{path} was made with other parameters: simulating again")
+            data, seed = study.data, identity["seed"]
+            events = simulate(data.responses, data.repeats, data.min_photons, seed, progress)
+            write_root([events], path, lambda: json.dumps(identity))
+    # files that were never read are hashed while they are
+    elif "identity" not in made_with or made_with["identity"] != data_identity(study):
+        if path.is_file():
+            print(f"{path} was made from other data: reading {study.data.file}")
+        _ingest(study, path, progress)
+    elif made_with["mtime_ns"] != (times := _times(study)):
+        _restamp(path, json.dumps({**made_with, "mtime_ns": times}))
+
+
+def _times(study: Study) -> dict[str, int]:
+    return {name: _stamp(project_root() / name)[1] for name in _names(study)}
+
+
+def _restamp(path: Path, made_with: str) -> None:
+    """Keep that files have another time but the same content, so that it is not read each time.
+
+    The events are the same, and so ``path`` keeps its own time.
+    """
+    status = path.stat()
+    with write_atomically(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with uproot.update(temporary) as file:
+            file[MADE_WITH] = made_with
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _ingest(study: Study, path: Path, progress: bool) -> None:
+    """Read and check the study's files once, part by part into ``path``."""
+    names = _names(study)
+    paths = [project_root() / name for name in names]
+    if any(file.resolve() == path.resolve() for file in paths):
+        raise EventFileError(f"{path}: the study writes this file itself; copy it to read it")
+    stamps = {name: _stamp(file) for name, file in zip(names, paths, strict=True)}
+    tally, kept = Tally(study.data.strict), 0
+
+    def bright() -> Iterator[Events]:
+        nonlocal kept
+        for part in read_parts(paths, tally, progress):
+            chosen = part[part.photon_sum >= study.data.min_photons]
+            kept += len(chosen)
+            yield chosen
+        if kept == 0:
+            bad = f"; bad rows: {dict(tally.dropped)}" if tally.dropped else ""
+            raise EventFileError(
+                f"{study.data.file}: no response has {study.data.min_photons} photons{bad}"
+            )
+
+    def made_with() -> str:
+        files = [
+            {"name": name, "size": stamps[name][0], "sha256": digest}
+            for name, digest in zip(names, digests, strict=True)
+        ]
+        for name, file in zip(names, paths, strict=True):
+            if _stamp(file) != stamps[name]:
+                raise EventFileError(f"{file}: was changed while it was read")
+        dropped = dict(tally.dropped)
+        rows = {
+            "read": tally.read,
+            "dropped": dropped,
+            "faint": tally.read - sum(dropped.values()) - kept,
+            "kept": kept,
+            "guessed_species": tally.guessed,
+        }
+        return json.dumps(
+            {
+                "identity": _identity(study, files),
+                "mtime_ns": {name: stamp[1] for name, stamp in stamps.items()},
+                "rows": rows,
+            }
+        )
+
+    # hashed beside the reading: both take long for large files
+    with ThreadPoolExecutor(1) as pool:
+        digests = pool.map(_sha256, paths, *zip(*stamps.values(), strict=True))
+        write_root(bright(), path, made_with)
+    for expected, count in tally.dropped.items():
+        print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 
 
 def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
@@ -355,5 +231,5 @@ def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
             events = thin(events, study.data.max_responses[subset], seed)
         return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
     except ValueError as error:
-        source = study.data.file or study.artifacts / "data.root"
+        source = study.data.file or _kept(study)
         raise EventFileError(f"{source}, subset {subset!r}: {error}") from error

@@ -72,8 +72,9 @@ class PathParams(_Section):
 class DataParams(_Section):
     """Which responses the study uses."""
 
-    file: str | list[str] | None = Field(
-        description="null: the open simulation; or a ROOT file; or the two npz files of a pair"
+    file: Name | Annotated[list[Name], Field(min_length=1)] | None = Field(
+        description="null: the open simulation; or files of one format, or patterns of names such "
+        "as run*/data.root: ROOT, pairs of npz, pairs of text from O2"
     )
     strict: bool = Field(
         description="of a file: refuse one with a bad row, or (false) drop bad rows and count them"

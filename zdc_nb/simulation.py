@@ -31,10 +31,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from particle import Particle
+from scipy import sparse
 from scipy.special import gammainc, gammaincinv
 from tqdm import tqdm
 
-from zdc_nb.events import FEATURES, SHAPE, Events
+from zdc_nb.events import FEATURES, FIBRES, SHAPE, Events
 
 __all__ = [
     "CROSSING_OFFSET",
@@ -615,7 +616,7 @@ def simulate(
         )
     pdg = np.empty(responses, np.int32)
     features = np.empty((responses, len(FEATURES)))
-    light = np.empty((responses, *SHAPE), np.uint16)
+    light: list[sparse.csr_array] = []
     kept = 0
     with tqdm(
         total=responses, desc="simulating", unit=" responses", file=sys.stdout, disable=not progress
@@ -626,11 +627,11 @@ def simulate(
             part = slice(kept, kept + len(enough))
             pdg[part] = particles.pdg[enough // repeats]
             features[part] = particles.features[enough // repeats]
-            light[part] = chunk[enough]
+            light.append(sparse.csr_array(chunk[enough].reshape(-1, FIBRES)))
             kept += len(enough)
             bar.update(len(enough))
             if kept == responses:
-                return Events.from_arrays(pdg, features, light)
+                return Events.from_arrays(pdg, features, sparse.vstack(light, format="csr"))
             if kept == 0 and number * CHUNK * repeats > 1_000_000:
                 raise ValueError(f"simulate: no response has {min_photons} photons")
     raise AssertionError("the chunks have no end")

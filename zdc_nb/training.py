@@ -419,15 +419,15 @@ class _Encoded:
         preprocessing: PreprocessingParams,
         device: torch.device,
     ) -> None:
-        self.responses = events.responses
+        self.light = events.light
         self.conditions = scaler(events, preprocessing).to(device)
         self.preprocessing = preprocessing
 
     def __len__(self) -> int:
-        return len(self.responses)
+        return len(self.conditions)
 
     def __call__(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        counts = torch.from_numpy(self.responses[indices.numpy()].astype(np.int32))
+        counts = torch.from_numpy(self.light[indices.numpy()].toarray().astype(np.int32))
         x, _ = encode_responses(counts, self.preprocessing, generator)
         return x.to(self.conditions.device), self.conditions[indices]
 
@@ -559,7 +559,7 @@ def distil_student(
     if "div" in setup.split("+"):
         weights = torch.from_numpy(
             diversity_weights(
-                train.responses, train.particle, params.diversity_epsilon, params.diversity_mean_one
+                train.light, train.particle, params.diversity_epsilon, params.diversity_mean_one
             ).astype(np.float32)
         )
     data = _Encoded(train, teacher.scaler, study.preprocessing, device)
