@@ -27,7 +27,13 @@ ARTIFACTS = str(STUDY.artifacts)
 REPORTS = str(STUDY.reports)
 EXECUTED = REPORTS + "/notebooks/"
 LOGS = REPORTS + "/logs/"
-DATA = STUDY.data.file or ARTIFACTS + "/data.root"
+DATA = ARTIFACTS + "/data.root"
+DATA_FILES = []
+if STUDY.data.file is not None:
+    from zdc_nb.files import data_files
+
+    # to snakemake a brace begins a wildcard
+    DATA_FILES = [re.sub("[{}]", r"\g<0>\g<0>", str(path)) for path in data_files(STUDY)]
 
 NAMES = notebook_names(STUDY)
 ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_out", "datasets")
@@ -130,10 +136,10 @@ rule data:
         "data and their exploration"
     input:
         notebook="notebooks/01_data_exploration.ipynb",
-        file=STUDY.data.file or [],
+        files=DATA_FILES,
     output:
         notebook=EXECUTED + "01_data_exploration.ipynb",
-        data=[] if STUDY.data.file else DATA,
+        data=DATA,
     log:
         LOGS + "01_data_exploration.log",
     params:

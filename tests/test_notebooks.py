@@ -60,7 +60,7 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
         # papermill, nbconvert and snakemake have to stand a space and a plus sign
         project = tmp_path_factory.mktemp("a+project with spaces")
         shutil.copytree(ROOT / "notebooks", project / "notebooks")
-        for name in ("zdc_nb", "Snakefile"):
+        for name in ("zdc_nb", "Snakefile", "profiles"):
             (project / name).symlink_to(ROOT / name)
         write_tiny_study(project, {})
         return project

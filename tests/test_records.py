@@ -54,7 +54,7 @@ def test_record_is_there_from_the_start_and_done_at_the_end(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setattr(records, "_data_identity", lambda _: {"dropped": {"no photons": 3}})
+    monkeypatch.setattr(records, "_data", lambda _: {"dropped": {"no photons": 3}})
     before = datetime.now(UTC)
     record = start(study, STAGE)
     running = written(study)

@@ -480,7 +480,7 @@ def test_failed_notebook_that_is_none_stops_nothing(study: Study, content: bytes
 # --- Records ------------------------------------------------------------------------------------
 
 DATA = {
-    "files": [{"path": "mine.root", "bytes": 12_345_678, "sha256": "0123456789abcdef" * 4}],
+    "files": [{"name": "mine.root", "size": 12_345_678, "sha256": "0123456789abcdef" * 4}],
     "dropped": {"photon count below 0": 17, "no PDG code": 4},
     "rows": 5000,
 }
@@ -642,7 +642,7 @@ def test_hostile_names_are_text_in_the_page(study: Study) -> None:
         versions={HOSTILE: HOSTILE},
         facts={"resumed_from_step": HOSTILE},
         data={
-            "files": [{"path": HOSTILE, "bytes": 1, "sha256": HOSTILE}],
+            "files": [{"name": HOSTILE, "size": 1, "sha256": HOSTILE}],
             "dropped": {HOSTILE: HOSTILE},
             HOSTILE: HOSTILE,
         },

@@ -20,7 +20,7 @@ from zdc_nb.params import Study, Subset, derive_seed, project_root
 from zdc_nb.rows import EventFileError, Tally
 from zdc_nb.simulation import VERSION, simulate
 from zdc_nb.sources import find_files, read_events, read_parts
-from zdc_nb.storage import write_atomically
+from zdc_nb.storage import exclusive, write_atomically
 
 __all__ = ["data_files", "data_identity", "data_report", "study_events", "study_split"]
 
@@ -129,7 +129,12 @@ def _made_with(study: Study) -> dict[str, Any]:
 
 
 def _make_ready(study: Study, progress: bool = False) -> None:
-    """Make ``data.root`` unless it is made from what the study names now."""
+    """Make ``data.root`` unless it is made from what the study names now; once at a time."""
+    with exclusive(study.artifacts / ".data.lock", f"the data of {study.name}"):
+        _make(study, progress)
+
+
+def _make(study: Study, progress: bool) -> None:
     path, made_with = _kept(study), _made_with(study)
     if study.data.file is None:
         identity = data_identity(study)

@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from zdc_nb import __version__
+from zdc_nb.files import data_identity, data_report
 from zdc_nb.params import ParameterError, Study, notebook_names
 from zdc_nb.storage import write_text
 
@@ -88,7 +89,7 @@ class Record(BaseModel):
     git
         None where there is no git, or the code is not in a repository of its own.
     data
-        of a data file: ``files`` (a list with ``path``, ``bytes`` and ``sha256`` of each),
+        of a data file: ``files`` (a list with ``name``, ``size`` and ``sha256`` of each),
         ``dropped`` (number of rows by reason), and more. Known when the stage is done.
     facts
         what the stage itself tells, such as ``resumed_from_step``.
@@ -133,7 +134,7 @@ class Record(BaseModel):
         if torch.cuda.is_initialized():
             self.peak_cuda_memory_mb = torch.cuda.max_memory_allocated() / 1e6
         # now and not at the start: 01 only makes the data, or finds what is wrong with them
-        self.data = _data_identity(self._study)
+        self.data = _data(self._study)
         self.facts = facts
         _write(self, self._study)
 
@@ -191,11 +192,10 @@ def load_records(study: Study) -> tuple[dict[str, Record], list[str]]:
     return records, wrong
 
 
-def _data_identity(study: Study) -> dict[str, JsonValue]:
-    """Data files with their checksums, and the rows that were dropped."""
-    # TO BE SWITCHED by the merge: return data_identity(study), from zdc_nb.files
-    del study
-    return {}
+def _data(study: Study) -> dict[str, JsonValue]:
+    """Data files with their checksums and what came of their rows, or what was simulated."""
+    identity = data_identity(study)
+    return identity if study.data.file is None else identity | data_report(study)
 
 
 def _path(study: Study, stage: str) -> Path:
