@@ -256,6 +256,26 @@ def test_an_energy_below_the_mass_is_told_but_not_one_rounded(
         read_events(write_pair(tmp_path, table, events.responses))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5, -1, 6e4, 7e4, 1e300])
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "g", "i8"])
+def test_what_is_no_count_is_no_count_in_any_type(
+    events: Events, tmp_path: Path, kind: str, value: float
+) -> None:
+    """Nor is there a warning, which pytest would make an error."""
+    counts = events.responses[:5].astype(np.float64)
+    counts[3, 2, 2] = value
+    with np.errstate(all="ignore"):
+        counts = counts.astype(kind)
+    pair = write_pair(tmp_path, table_of(events[:5], 10), counts)
+    seen = float(counts[3, 2, 2])
+    if 0 <= seen < 65536 and seen == int(seen):
+        assert read_events(pair).responses[3, 2, 2] == seen
+        return
+    with pytest.raises(EventFileError, match=r"row 3 .*photon counts"):
+        read_events(pair)
+    assert len(read_events(pair, strict=False)) == 4
+
+
 def test_a_photon_sum_in_place_of_the_code_is_told(events: Events, tmp_path: Path) -> None:
     table = np.column_stack([events.features, events.photon_sum])
     with pytest.raises(EventFileError, match=r"expected the PDG code .*, got the photon sum"):

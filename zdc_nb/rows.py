@@ -133,6 +133,7 @@ class Rows:
             photons = values.astype(np.uint16)
         if not (photons == values).all():
             row = np.repeat(np.arange(len(lit)), lit)
+            values = values.astype(np.longdouble)  # half floats cannot hold 65535
             for fulfilled, expected in (
                 (np.isfinite(values), "finite photon counts"),
                 (values == np.rint(values), "whole photon counts"),
