@@ -2,7 +2,7 @@
 
 A stage is what one notebook does. It reads and writes below ``study.artifacts``::
 
-    data.root                              the simulated events
+    data.root                              the events, simulated or read from files
     models/<subset>/<model>.safetensors    a trained teacher or student
     history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
@@ -74,7 +74,7 @@ def device(study: Study) -> str:
 
 
 def load_split(study: Study, subset: str) -> tuple[Events, Events, Events]:
-    """Training, validation and test events of a subset; simulates the data if they are missing."""
+    """Training, validation and test events of a subset; makes ``data.root`` if it is missing."""
     return study_split(study, study.check_subset(subset))
 
 
