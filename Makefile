@@ -12,7 +12,7 @@ PIP_VERSION := 26.3
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help study smoke test bench lab clean
+.PHONY: help study smoke test faults bench lab clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+faults: $(VENV)/.installed-dev ## kill the smoke study 20 times, compare its results with a quiet run's
+	$(BIN)/python -m tests.kill_grid params/smoke.yaml --kills 20
 
 # Under another name until it has succeeded, so that a run that failed is not taken for done.
 BENCH_RESULTS = reports/$(basename $(notdir $(BENCH)))

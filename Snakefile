@@ -9,6 +9,7 @@ depends on has changed, but not when zdc_nb changes: add --forceall for that.
 import re
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from zdc_nb.params import load_study, notebook_names
 from zdc_nb.storage import exclusive
@@ -25,6 +26,8 @@ if workflow.is_main_process and not workflow.output_settings.dryrun:
 
 ARTIFACTS = str(STUDY.artifacts)
 REPORTS = str(STUDY.reports)
+# Beside the page, which after a failure is there, too: what is missing is made by the next run.
+COMPLETE = REPORTS + "/.complete"
 EXECUTED = REPORTS + "/notebooks/"
 LOGS = REPORTS + "/logs/"
 DATA = ARTIFACTS + "/data.root"
@@ -107,6 +110,7 @@ rule index:
         expand(REPORTS + "/html/{name}.html", name=NAMES),
     output:
         REPORTS + "/index.html",
+        touch(COMPLETE),
     params:
         values=values_of(*type(STUDY).model_fields),
     shell:
@@ -260,6 +264,7 @@ onerror:
     if workflow.is_main_process:
         from zdc_nb.reports import build_index, describe_failures, failed_pages
 
+        Path(COMPLETE).unlink(missing_ok=True)
         failed_pages(STUDY)
         page = build_index(STUDY, STUDY_FILE)
         sys.stderr.write(f"{describe_failures(STUDY)}\n\nWhat is there, and what is not: {page}\n")

@@ -1,6 +1,6 @@
 """Kills the grid of a study at random moments, and compares what it ends with to a quiet run.
 
-    python tests/kill_grid.py params/smoke.yaml --kills 20
+    python -m tests.kill_grid params/smoke.yaml --kills 20
 
 Both runs are made in folders of their own. A kill is one of
 

@@ -272,7 +272,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     monkeypatch.setattr(files, "read_parts", touched)
     with pytest.raises(EventFileError, match=r"own\.root: was changed while it was read"):
         study_events(with_data(study, file="own.root"))
-    assert list(study.artifacts.iterdir()) == []
+    assert [path.name for path in study.artifacts.iterdir()] == [".data.lock"]
 
 
 def test_a_study_does_not_read_what_it_writes(study: Study, events: Events) -> None:

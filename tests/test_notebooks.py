@@ -252,3 +252,39 @@ def test_failure_is_shown_and_never_taken_for_done(new_project: Callable[[], Pat
     ending = done.stderr[done.stderr.index("01_data_exploration failed in cell") :]
     assert "broken.root" in ending
     assert str(executed / "01_data_exploration.failed.ipynb") in ending
+
+
+def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
+    new_project: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = new_project()
+    # too few to be split
+    write_tiny_study(project, {"data": {"max_responses": {"n": 2, "all": 200}}})
+    done = snakemake(project, "--cores", "2")
+    assert done.returncode != 0
+    assert "02_teacher_training-n failed in cell" in done.stderr
+    monkeypatch.chdir(project)
+    study = load_study("params/tiny.yaml")
+    assert str(study.reports / "index.html") in done.stderr
+    ready = {path.stem for path in (study.reports / "notebooks").glob("*.ipynb")}
+    of_all = {f"03_student_distillation-all-{setup}" for setup in study.setups}
+    assert ready == {
+        *("01_data_exploration", "02_teacher_training-all", "02_teacher_training-n.failed"),
+        *of_all,
+    }
+    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
+    text = page.get_text()
+    assert "EventFileError" in text
+    assert "2 responses are too few to split" in text
+    assert page.select_one('a[href="html/02_teacher_training-n.failed.html"]')
+    assert (study.reports / "html" / "02_teacher_training-n.failed.html").is_file()
+    # once what was wrong is put right, only what is missing is made
+    before = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
+    write_tiny_study(project, {})
+    again = snakemake(project, "--cores", "2", "--rerun-triggers", "mtime")
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
+    assert before == after
+    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
+    assert "EventFileError" not in page.get_text()
+    assert not list(study.reports.rglob("*.failed.*"))

@@ -30,7 +30,7 @@ from zdc_nb.checkpoints import Checkpoint
 from zdc_nb.evaluation import evaluate_runs
 from zdc_nb.events import Events
 from zdc_nb.files import data_identity, study_split
-from zdc_nb.params import Study, Subset, derive_seed
+from zdc_nb.params import StudentParams, Study, Subset, TeacherParams, derive_seed
 from zdc_nb.storage import check_artefact, exclusive, read_sidecar, write_artefact
 from zdc_nb.tracking import Tracker, log_metrics, open_tracker
 from zdc_nb.training import (
@@ -101,12 +101,16 @@ def _existing(study: Study, kind: str, subset: str, model: str) -> Path:
 
 def _made_with(study: Study, kind: str, subset: str, model: str) -> dict[str, Any]:
     """All that an artefact depends on: parameters, the data, and the artefacts that it came from."""
-    sections = {"seed", "preprocessing", "flow", "teacher"}
+    made_with = study.model_dump(mode="json", include={"seed", "preprocessing", "flow"})
+    name = study.check_subset(subset)
+    trainings: dict[str, TeacherParams | StudentParams] = {"teacher": study.teacher}
     if model != "teacher":
-        sections.add("student")
-    made_with = study.model_dump(mode="json", include=sections)
-    # which file it is follows of its content
+        trainings["student"] = study.student
+    for key, training in trainings.items():
+        made_with[key] = training.model_dump(mode="json") | {"epochs": training.epochs_for(name)}
+    # not which file it is, but its content; of the caps only that of this subset
     made_with["data"] = study.data.model_dump(mode="json", exclude={"file"})
+    made_with["data"]["max_responses"] = study.data.max_responses.get(name)
     made_with["source"] = data_identity(study)
     if model != "teacher":
         teacher = _existing(study, "models", subset, "teacher")
