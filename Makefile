@@ -23,12 +23,14 @@ help: ## show this list
 	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
 
 # What holds for every run is in profiles/default, which snakemake reads by itself.
-WHERE = $(if $(filter default,$(PROFILE)),--cores $(CORES),--profile profiles/$(PROFILE))
+WHERE = $(if $(filter default,$(PROFILE)),--cores "$$CORES",--profile "profiles/$$PROFILE")
+# As variables of the shell, which are only text to it.
+export STUDY BENCH CORES PROFILE
 
 study: $(VENV)/.installed ## run a study and print where its report is
-	$(BIN)/snakemake $(WHERE) --quiet host reason --config study=$(STUDY)
-	@$(BIN)/python -c "from zdc_nb.params import load_study; \
-	print('\nThe report:', load_study('$(STUDY)').reports / 'index.html')"
+	$(BIN)/snakemake $(WHERE) --quiet host reason --config study="$$STUDY"
+	@$(BIN)/python -c "import os; from zdc_nb.params import load_study; \
+	print('\nThe report:', load_study(os.environ['STUDY']).reports / 'index.html')"
 
 smoke: ## the same on params/smoke.yaml, in minutes
 	@$(MAKE) --no-print-directory study STUDY=params/smoke.yaml
@@ -46,16 +48,16 @@ faults: $(VENV)/.installed-dev ## kill the smoke study 20 times, compare its res
 	$(BIN)/python -m tests.kill_grid params/smoke.yaml --kills 20
 
 # Under another name until it has succeeded, so that a run that failed is not taken for done.
-BENCH_RESULTS = reports/$(basename $(notdir $(BENCH)))
+BENCH_RESULTS = "reports/$$(basename "$$BENCH" .yaml)"
 
 bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
 	@mkdir -p $(BENCH_RESULTS)
 	$(BIN)/papermill notebooks/07_benchmark.ipynb $(BENCH_RESULTS)/07_benchmark.running.ipynb \
-	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench $(BENCH)
+	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
 	@mv $(BENCH_RESULTS)/07_benchmark.running.ipynb $(BENCH_RESULTS)/07_benchmark.ipynb
 	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
 	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/07_benchmark.ipynb
-	@echo "The report: $(abspath $(BENCH_RESULTS))/index.html"
+	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"

@@ -35,8 +35,10 @@ DATA_FILES = []
 if STUDY.data.file is not None:
     from zdc_nb.files import data_files
 
-    # to snakemake a brace begins a wildcard
-    DATA_FILES = [re.sub("[{}]", r"\g<0>\g<0>", str(path)) for path in data_files(STUDY)]
+    DATA_FILES = [str(path) for path in data_files(STUDY)]
+for path in (ARTIFACTS, REPORTS, *DATA_FILES):
+    if set("{}") & set(path):
+        sys.exit(f"{path}: expected a name without braces, which snakemake takes for wildcards")
 
 NAMES = notebook_names(STUDY)
 ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_out", "datasets")

@@ -56,9 +56,9 @@ def snakemake(project: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Makes a project whose results are its own and whose code is this one."""
 
-    def make() -> Path:
-        # papermill, nbconvert and snakemake have to stand a space and a plus sign
-        project = tmp_path_factory.mktemp("a+project with spaces")
+    # papermill, nbconvert and snakemake have to stand a space and a plus sign
+    def make(folder: str = "a+project with spaces") -> Path:
+        project = tmp_path_factory.mktemp(folder)
         shutil.copytree(ROOT / "notebooks", project / "notebooks")
         for name in ("zdc_nb", "Snakefile", "profiles"):
             (project / name).symlink_to(ROOT / name)
@@ -238,6 +238,40 @@ def test_unknown_setup_is_refused_by_name(project: Path) -> None:
     assert done.returncode != 0
     assert "ParameterError" in done.stderr
     assert "'bs+mass'" in done.stderr
+
+
+def test_what_a_shell_would_run_is_only_a_name(
+    new_project: Callable[..., Path], project: Path
+) -> None:
+    hostile = "a `touch run`; $(touch run) 'b' *"
+    attacked = new_project(hostile)
+    shutil.copy(project / "artifacts" / "tiny" / "data.root", attacked / f"{hostile}.root")
+    write_tiny_study(attacked, {"data": {"file": f"{hostile}.root"}})
+    (attacked / "params" / hostile).mkdir()
+    study = (attacked / "params" / "tiny.yaml").rename(attacked / "params" / hostile / "tiny.yaml")
+    options = ("--until", "data", "--cores", "1", "--config")
+    done = run(attacked, "snakemake", *options, f"study=params/{hostile}/tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (attacked / "artifacts" / "tiny" / "data.root").is_file()
+    assert not list(attacked.rglob("run"))
+    make = ["make", "study", f"STUDY=no $(touch run) `touch run` ; touch run; {hostile}.yaml"]
+    refused = subprocess.run(
+        [
+            *make,
+            f"BIN={Path(sys.executable).parent}",
+            "--file",
+            ROOT / "Makefile",
+            "--old-file=.venv/.installed",
+        ],
+        cwd=attacked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "no such study file" in refused.stderr
+    assert not list(attacked.rglob("run"))
+    assert study.is_file()
 
 
 def test_failure_is_shown_and_never_taken_for_done(new_project: Callable[[], Path]) -> None:

@@ -217,6 +217,43 @@ def test_failure_on_a_node_is_shown_where_snakemake_runs(
     assert jobs_by_name(cluster, project)["data"]["JobState"] == "FAILED"
 
 
+def test_a_training_that_is_told_to_stop_goes_on_in_its_next_attempt(
+    cluster: Cluster, new_project: Callable[[], Path]
+) -> None:
+    """SIGTERM to all processes of a job, as at its time limit, which cannot be below a minute."""
+    project = new_project()
+    study = project / "params" / "smoke.yaml"
+    content = yaml.safe_load(study.read_text("utf-8"))
+    content |= {"subsets": ["n"], "setups": ["bs"]}
+    content["speed"] |= {"subset": "n", "setup": "bs"}
+    content["teacher"]["epochs"] = 60
+    study.write_text(yaml.safe_dump(content), "utf-8")
+    run = start(cluster, project, "--until", "teacher")
+    try:
+        # opened when the training begins
+        curves = project / "reports" / "smoke" / "tensorboard" / "teacher" / "n"
+        while not list(curves.glob("events.*")):
+            assert run.poll() is None, (project / "printed.txt").read_text("utf-8")
+            time.sleep(0.2)
+        first = jobs_by_name(cluster, project)["teacher n"]
+        time.sleep(1)
+        cluster.ask("scancel", "--signal=TERM", first["JobId"])
+        assert run.wait() == 0, (project / "printed.txt").read_text("utf-8")
+    finally:
+        run.kill()
+        run.wait()
+    second = jobs_by_name(cluster, project)["teacher n"]
+    assert job_of(cluster, first["JobId"])["JobState"] == "FAILED"
+    assert second["JobState"] == "COMPLETED"
+    assert first["JobId"] != second["JobId"]
+    logs = project / ".snakemake" / "slurm_logs" / "rule_teacher" / "n"
+    stopped, went_on = (
+        (logs / f"{job['JobId']}.log").read_text("utf-8") for job in (first, second)
+    )
+    assert "stopped by SIGTERM" in stopped
+    assert "teacher n: going on from step" in went_on
+
+
 def sbatch(cluster: Cluster, project: Path, *arguments: str) -> str:
     """Submit the example with one CPU; returns the number of its job."""
     command = ["sbatch", "--parsable", "--cpus-per-task=1", ONE_NOTEBOOK, *arguments]
@@ -234,8 +271,8 @@ def test_make_takes_the_profile() -> None:
         command = ["make", "--dry-run", "study", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert "snakemake --profile profiles/slurm " in commands("PROFILE=slurm")
-    assert "snakemake --cores all " in commands()
+    assert 'snakemake --profile "profiles/$PROFILE" ' in commands("PROFILE=slurm")
+    assert 'snakemake --cores "$CORES" ' in commands()
 
 
 SMOKE = ("-p", "study", "params/smoke.yaml")
@@ -281,8 +318,8 @@ def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
     number = sbatch(cluster, grid.project, "02_teacher_training", *study)
     log = grid.project / f"zdc-notebook-{number}.log"
     try:
-        # the notebook has begun, and its script listens
-        while not (grid.project / f"02_teacher_training-{number}.ipynb").exists():
+        # the training has begun
+        while not (log.exists() and "responses" in log.read_text("utf-8")):
             assert job_of(cluster, number)["JobState"] in {"PENDING", "RUNNING"}, log.read_text(
                 "utf-8"
             )
@@ -291,7 +328,16 @@ def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
         while (job := job_of(cluster, number))["Restarts"] == "0":
             assert job["JobState"] in {"RUNNING", "COMPLETING", "PENDING"}, log.read_text("utf-8")
             time.sleep(0.3)
-        assert "goes back into the queue" in log.read_text("utf-8")
+        text = log.read_text("utf-8")
+        assert "goes back into the queue" in text
+        saved = re.search(r"SIGINT after step (\d+); saved as .*teacher\.safetensors", text)
+        assert saved, text
+        # not after the two minutes that Slurm lets it wait
+        cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+        while f"going on from step {saved[1]} of" not in log.read_text("utf-8"):
+            job = job_of(cluster, number)
+            assert job["JobState"] in {"RUNNING", "COMPLETING", "PENDING"}, log.read_text("utf-8")
+            time.sleep(0.3)
     finally:
         cluster.ask("scancel", number)
     while (job := job_of(cluster, number))["JobState"] in {"RUNNING", "COMPLETING"}:
