@@ -17,14 +17,18 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-con
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  STUDY=params/paper.yaml  another study     (now $(STUDY))"
-	@echo "  CORES=4                  how many cores    (now $(CORES))"
-	@echo "  PROFILE=slurm            on a cluster      (now $(PROFILE))"
+	@echo "  STUDY=params/paper.yaml  another study     (now $$STUDY)"
+	@echo "  CORES=4                  how many cores    (now $$CORES)"
+	@echo "  PROFILE=slurm            on a cluster      (now $$PROFILE)"
 	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
 
 # What holds for every run is in profiles/default, which snakemake reads by itself.
 WHERE = $(if $(filter default,$(PROFILE)),--cores "$$CORES",--profile "profiles/$$PROFILE")
-# As variables of the shell, which are only text to it.
+# As variables of the shell, which are only text to it, and none that make would expand first.
+override STUDY := $(value STUDY)
+override BENCH := $(value BENCH)
+override CORES := $(value CORES)
+override PROFILE := $(value PROFILE)
 export STUDY BENCH CORES PROFILE
 
 study: $(VENV)/.installed ## run a study and print where its report is
@@ -37,7 +41,7 @@ smoke: ## the same on params/smoke.yaml, in minutes
 
 # Slurm is unpacked for the tests, not installed. On a machine without apt-get they do without.
 test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every notebook
-	$(if $(wildcard /usr/bin/apt-get),$(BIN)/python tests/slurm_cluster.py install)
+	$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python tests/slurm_cluster.py install)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

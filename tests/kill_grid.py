@@ -2,7 +2,8 @@
 
     python -m tests.kill_grid params/smoke.yaml --kills 20
 
-Both runs are made in folders of their own. A kill is one of
+All runs are made in folders of their own. A grid that comes to its end before it was killed that
+often is begun anew. A kill is one of
 
 - ``all``: SIGKILL to every process of the run at once, as when a machine goes down,
 - ``snakemake``: SIGKILL to the main process alone; what it started is left to itself,
@@ -130,7 +131,7 @@ def disturb(
             # a stage whose kernel was killed has failed, and the rest has come to its end
             process = start(project, study, log)
             continue
-        how = KILLS[done.total() % len(KILLS)]
+        how = KILLS[(seed + done.total()) % len(KILLS)]
         while how == "kernel" and not kernels_of(process):
             time.sleep(0.05)
             if process.poll() is not None:
@@ -178,24 +179,30 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill-grid-"))
     print(f"working in {folder}", flush=True)
     study = options.study.stem
-    quiet, disturbed = folder / "quiet", folder / "disturbed"
+    quiet = folder / "quiet"
     if not quiet.exists():
         quiet.mkdir(parents=True)
         begun = time.monotonic()
         copy_project(quiet, options.study)
         assert finish(quiet, study, folder / "quiet.log") == 0, f"see {folder}/quiet.log"
         print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
-    disturbed.mkdir()
-    begun = time.monotonic()
-    copy_project(disturbed, options.study)
-    log = folder / "disturbed.log"
-    done = disturb(disturbed, study, log, options.kills, options.longest, options.seed)
+    done: Counter[str] = Counter()
+    differing: list[str] = []
+    begun, went_on = time.monotonic(), 0
+    while done.total() < options.kills:
+        disturbed = folder / f"disturbed-{options.seed}"
+        disturbed.mkdir()
+        copy_project(disturbed, options.study)
+        log = folder / f"{disturbed.name}.log"
+        left = options.kills - done.total()
+        done += disturb(disturbed, study, log, left, options.longest, options.seed)
+        differing += compare(quiet, disturbed, study)
+        went_on += log.read_text("utf-8").count("going on from step")
+        options.seed += 1
     print(f"killed {done.total()} times ({dict(done)}): {time.monotonic() - begun:.0f} s")
-    went_on = sum("going on from step" in line for line in log.read_text("utf-8").splitlines())
     print(f"trainings that went on from a checkpoint: {went_on}")
-    differing = compare(quiet, disturbed, study)
     print(f"results that differ: {', '.join(differing) or 'none'}, of {len(results(quiet, study))}")
-    return 1 if differing or done.total() < options.kills else 0
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A training that is stopped and goes on ends with the numbers of one that was not."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -276,7 +277,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(
     limited = program(limit=100_000)
     _, errors = limited.communicate()
     assert limited.returncode == 1
-    assert "a.safetensors: the checkpoint could not be written" in errors
+    assert re.search("could not be written.*a.safetensors", errors)
     assert not list(tmp_path.iterdir())
     # once there is one, it outlives a full disk
     study = tiny().model_copy(update={"teacher": tiny().teacher.model_copy(update={"epochs": 1})})

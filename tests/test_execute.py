@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -26,8 +27,8 @@ with StopRequest() as stop:
     print("training", flush=True)
     while not stop.signal:
         time.sleep(0.01)
-time.sleep(2)  # longer than a kernel lives without its parent
-Path(saved).write_text(stop.signal)
+    time.sleep(3)  # longer than a kernel lives without its parent
+    Path(saved).write_text(stop.signal)
 raise TrainingInterrupted("saved")
 """
 
@@ -59,7 +60,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def left(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "out").iterdir())
+    return sorted(path.name for path in (folder / "out").glob("[!.]*"))
 
 
 def test_done_under_its_name_with_its_output_in_lines(start: Start, tmp_path: Path) -> None:
@@ -110,6 +111,25 @@ def test_told_to_stop_it_waits_for_the_checkpoint(
     assert "never" not in output
     assert (tmp_path / SAVED).read_text() == "SIGINT"
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_told_to_stop_while_its_kernel_starts_it_stops(
+    start: Start, tmp_path: Path, delay: float
+) -> None:
+    process = start("import time", "time.sleep(30)", "print('never')")
+    begun = time.monotonic()
+    while not (children := psutil.Process(process.pid).children()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.terminate()
+    output, _ = process.communicate()
+    assert time.monotonic() - begun < 30
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "never" not in output
+    assert left(tmp_path) == []
+    assert children
 
 
 def test_it_stops_when_the_process_that_waits_for_it_is_gone(start: Start, tmp_path: Path) -> None:

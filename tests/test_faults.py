@@ -57,6 +57,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(
     project = new_project()
     done = kill_grid.disturb(project, "faulty", project / "log", kills=4, longest=25, seed=3)
     assert done == dict.fromkeys(kill_grid.KILLS, 1)
+    assert "going on from step" in (project / "log").read_text("utf-8")
     assert kill_grid.compare(quiet, project, "faulty") == []
     left = [path for path in project.rglob(".*.safetensors") if "-" in path.name]
     assert not left

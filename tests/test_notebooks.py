@@ -254,7 +254,7 @@ def test_what_a_shell_would_run_is_only_a_name(
     assert done.returncode == 0, done.stdout + done.stderr
     assert (attacked / "artifacts" / "tiny" / "data.root").is_file()
     assert not list(attacked.rglob("run"))
-    make = ["make", "study", f"STUDY=no $(touch run) `touch run` ; touch run; {hostile}.yaml"]
+    make = ["make", "study", f'STUDY=no $(shell touch run)`touch run`; touch run; "{hostile}.yaml']
     refused = subprocess.run(
         [
             *make,

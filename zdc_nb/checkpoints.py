@@ -9,9 +9,12 @@ a checkpoint ends with the same numbers as one that was never stopped.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
+import re
 import signal
 import threading
 import time
@@ -27,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zdc_nb.flows import Flow
-from zdc_nb.storage import write_atomically
+from zdc_nb.storage import sweep, write_atomically
 
-__all__ = ["Checkpoint", "Progress", "StopRequest", "TrainingInterrupted"]
+__all__ = ["Checkpoint", "Progress", "StopRequest", "TrainingInterrupted", "save_tensors"]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -96,6 +99,10 @@ class Checkpoint:
         """Whether the last one is older than ``seconds``."""
         return time.monotonic() - self.saved >= self.seconds
 
+    def prepare(self) -> None:
+        """Remove what others left half-written; only for who alone is at this training."""
+        sweep(self.path)
+
     def save(
         self,
         progress: Progress,
@@ -120,14 +127,8 @@ class Checkpoint:
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         metadata = {"progress": json.dumps(asdict(progress)), "made_with": self.made_with}
         metadata["sha256"] = _checksum(metadata, tensors)
-        try:
-            with write_atomically(self.path) as temporary:
-                save_file(tensors, temporary, metadata)
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"{self.path}: the checkpoint could not be written ({error}); the one before, if "
-                "any, is still there, and a rerun goes on from it"
-            ) from error
+        with write_atomically(self.path) as temporary:
+            save_tensors(tensors, metadata, temporary)
         self.saved = time.monotonic()
 
     def restore(
@@ -210,6 +211,17 @@ def _code() -> str:
     for file in sorted(Path(__file__).parent.glob("*.py")):
         code.update(file.name.encode() + file.read_bytes())
     return code.hexdigest()
+
+
+def save_tensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write a safetensors file; ``OSError`` where that fails, as from other ways to write."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        # of the system's error it keeps the text alone
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 class StopRequest:

@@ -30,6 +30,8 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from zdc_nb.storage import exclusive
+
 __all__ = ["execute", "main"]
 
 _ENGINE = "zdc_nb"
@@ -38,17 +40,27 @@ _ENGINE = "zdc_nb"
 class _Stop:
     """Passes a signal that would end this process on to the kernel, and waits for that to end."""
 
-    number = 0
-    kernel: int | None = None
+    def __init__(self) -> None:
+        self.number = 0
+        self.kernel: int | None = None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if not self.number:
+            threading.Thread(target=self._interrupt, daemon=True).start()
         self.number = number
-        self.pass_on()
 
-    def pass_on(self) -> None:
-        """Interrupt what the kernel is at; a training saves its checkpoint first."""
-        if self.kernel is not None:
-            os.kill(self.kernel, signal.SIGINT)
+    def _interrupt(self) -> None:
+        """Again and again, since a kernel does not hear it while it starts and between cells.
+
+        What it is at ends; a training saves its checkpoint first, however often it is told.
+        """
+        while True:
+            if self.kernel is not None:
+                try:
+                    os.kill(self.kernel, signal.SIGINT)
+                except ProcessLookupError:
+                    return
+            time.sleep(1)
 
 
 class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
@@ -75,8 +87,6 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
 
         async def started(**_: object) -> None:
             stop.kernel = client.km.provisioner.pid
-            if stop.number:
-                stop.pass_on()
 
         client.on_notebook_start = started
         executed: NotebookNode = client.execute()
@@ -126,10 +136,22 @@ def execute(notebook: Path, done: Path, parameters: dict[str, str]) -> int:
     running = done.with_suffix(".running.ipynb")
     failed = done.with_suffix(".failed.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
-    failed.unlink(missing_ok=True)
     stop = _Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    with exclusive(done.with_name(f".{done.stem}.lock"), done.stem):
+        failed.unlink(missing_ok=True)
+        return _execute(notebook, done, running, failed, parameters, stop)
+
+
+def _execute(
+    notebook: Path,
+    done: Path,
+    running: Path,
+    failed: Path,
+    parameters: dict[str, str],
+    stop: _Stop,
+) -> int:
     try:
         papermill.execute_notebook(
             notebook,

@@ -9,9 +9,9 @@ A stage is what one notebook does. It reads and writes below ``study.artifacts``
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
-where model is ``teacher`` or the name of a setup. Beside each lies ``<name>.json`` with its checksum
-and all that it was made with; what is not whole, or was made with anything else than the study has
-now, is refused by name.
+where model is ``teacher`` or the name of a setup. Each carries its checksum and all that it was made
+with, ``data.root`` and checkpoints inside, the others beside it (``<name>.json``). What is not whole,
+or was made with anything else than the study has now, is refused by name.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _made_with(study: Study, kind: str, subset: str, model: str) -> dict[str, An
         trainings["student"] = study.student
     for key, training in trainings.items():
         made_with[key] = training.model_dump(mode="json") | {"epochs": training.epochs_for(name)}
-    # not which file it is, but its content; of the caps only that of this subset
+    # what the files hold, not how they are named; of the caps only that of this subset
     made_with["data"] = study.data.model_dump(mode="json", exclude={"file"})
     made_with["data"]["max_responses"] = study.data.max_responses.get(name)
     made_with["source"] = data_identity(study)
@@ -204,6 +204,7 @@ def _training(
     checkpoint = _checkpoint(study, subset, model)
     curves = _curves(subset, model)
     with exclusive(checkpoint.path.with_suffix(".lock"), f"the training of {curves}"):
+        checkpoint.prepare()
         yield checkpoint, lambda step: open_tracker(study, curves, step)
 
 

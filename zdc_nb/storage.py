@@ -6,6 +6,7 @@ with. It is written last: an artefact without it, or whose bytes it does not des
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,9 +25,9 @@ __all__ = [
     "check_artefact",
     "checksum",
     "exclusive",
-    "is_current",
     "read_sidecar",
     "sidecar",
+    "sweep",
     "write_artefact",
     "write_atomically",
     "write_csv",
@@ -44,10 +45,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
     Folders are made where needed; on an error nothing is left behind. What a killed process of
     this machine left behind when it wrote the same file is removed.
+
+    Raises
+    ------
+    OSError
+        naming ``path``, where the block or this could not write it, as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    prefix = f"{_mark(path)}{os.getpid()}-"
+    sweep(path, socket.gethostname())
+    prefix = f"{_mark(path)}{socket.gethostname()}@{os.getpid()}@"
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -61,22 +67,33 @@ def write_atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        why = f"could not be written ({error.strerror}); what was there before still is"
+        raise OSError(error.errno, why, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+_CANNOT_WRITE = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+
+
 def _mark(path: Path) -> str:
-    """How the names of temporary files for ``path`` begin, before the number of the process."""
-    return f".{path.name}-{socket.gethostname()}-"
+    """How the names of temporary files for ``path`` begin, before host and number of process."""
+    return f".{path.name}@"
 
 
-def _sweep(path: Path) -> None:
-    """Remove temporary files for ``path`` whose process is no more."""
+def sweep(path: Path, host: str | None = None) -> None:
+    """Remove temporary files for ``path`` of processes of ``host``, this one, that are no more.
+
+    Without ``host`` all of them, whatever wrote them: only for who alone may write ``path``.
+    """
     mark = _mark(path)
-    for leftover in path.parent.iterdir():
+    for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
         if leftover.name.startswith(mark):
-            pid = leftover.name.removeprefix(mark).split("-")[0]
-            if pid.isdecimal() and not _is_running(int(pid)):
+            where, pid, _ = leftover.name.removeprefix(mark).split("@", 2)
+            if host is None or (where == host and not _is_running(int(pid))):
                 leftover.unlink(missing_ok=True)
 
 
@@ -146,8 +163,8 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         return {key: content[key] for key in ("bytes", "sha256", "made_with")}
     except FileNotFoundError as error:
         raise ArtefactError(
-            f"{path}: not whole, {sidecar(path).name} with its checksum is missing; delete it, or "
-            "run the study, to make it again"
+            f"{path}: not whole, {sidecar(path).name} with its checksum is missing; delete it and "
+            "run the study to make it again"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{sidecar(path)}: expected the checksum of {path.name}") from error
@@ -161,22 +178,13 @@ def check_artefact(path: Path, made_with: object) -> None:
         changed = ", ".join(_differences(known["made_with"], mine))
         raise ArtefactError(
             f"{path}: was made with other parameters or data than this study has now ({changed}); "
-            "delete it, or run the study, to make it again"
+            "delete it and run the study to make it again"
         )
     if path.stat().st_size != known["bytes"] or checksum(path) != known["sha256"]:
         raise ArtefactError(
             f"{path}: damaged, its bytes are not those of the checksum in {sidecar(path).name}; "
-            "delete it, or run the study, to make it again"
+            "delete it and run the study to make it again"
         )
-
-
-def is_current(path: Path, made_with: object) -> bool:
-    """Whether ``path`` is there, whole, and was made with ``made_with``."""
-    try:
-        check_artefact(path, made_with)
-    except (ArtefactError, FileNotFoundError):
-        return False
-    return True
 
 
 def _differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:
@@ -206,14 +214,17 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         is done under the lock, for the message.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    # its fallback, a file that is there or not, would outlive a process that is killed
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for another process that is at {what} (it holds {path})", flush=True)
             lock.acquire(poll_interval=0.5)
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}:
+            raise
         print(f"{path}: this file system has no locks; run {what} once at a time", flush=True)
     try:
         yield

@@ -16,11 +16,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from zdc_nb.checkpoints import Checkpoint, Progress, StopRequest, TrainingInterrupted
+from zdc_nb.checkpoints import (
+    Checkpoint,
+    Progress,
+    StopRequest,
+    TrainingInterrupted,
+    save_tensors,
+)
 from zdc_nb.detector import channel_masks, diversity_weights
 from zdc_nb.events import Events
 from zdc_nb.flows import Flow, Student, Teacher, start_from_marginals, start_from_teacher
@@ -163,7 +168,7 @@ def save_surrogate(surrogate: Surrogate, path: Path, made_with: object = None) -
         "preprocessing": surrogate.preprocessing.model_dump(),
     }
     with write_artefact(path, made_with) as temporary:
-        save_file(tensors, temporary, {"description": json.dumps(description)})
+        save_tensors(tensors, {"description": json.dumps(description)}, temporary)
 
 
 def load_surrogate(path: Path, device: torch.device) -> Surrogate:
