@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from threading import Event
+from time import sleep
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -92,12 +94,47 @@ def test_the_simulation_runs_once_and_again_only_for_other_parameters(
         assert json.loads(str(file["made_with"]))["responses"] == 200
 
 
-def test_a_broken_data_file_of_a_study_is_told(study: Study) -> None:
+@pytest.mark.parametrize("source", ["simulation", "files"])
+@pytest.mark.parametrize("damage", ["empty", "another", "half", "a byte short", "no JSON"])
+def test_a_damaged_data_file_of_a_study_is_made_again(
+    study: Study,
+    events: Events,
+    source: str,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_root([events], Path("own.root"))
+    own = with_data(study, file="own.root") if source == "files" else study
+    expected, identity = study_events(own), data_identity(own)
     path = study.artifacts / "data.root"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"broken")
-    with pytest.raises(EventFileError, match=r"data\.root: not readable as a ROOT file"):
+    content = path.read_bytes()
+    if damage == "no JSON":
+        with uproot.update(path) as file:
+            file["made_with"] = "{"
+    else:
+        damaged = {"empty": b"", "another": b"broken", "half": content[: len(content) // 2]}
+        path.write_bytes(damaged.get(damage, content[:-1]))
+    assert data_identity(own) == identity
+    capsys.readouterr()
+    assert_equal(study_events(own), expected)
+    again = "simulating again" if source == "simulation" else "reading own.root"
+    assert capsys.readouterr().out == f"{path} is damaged: {again}\n"
+    assert_equal(study_events(own), expected)
+    assert capsys.readouterr().out == ""
+
+
+def test_events_that_were_changed_are_told_and_made_again_once_deleted(study: Study) -> None:
+    expected = study_events(study)
+    path = study.artifacts / "data.root"
+    content = path.read_bytes()
+    with uproot.open(path) as file:
+        text = str(file["digest"]).encode()
+    assert content.count(text) == 1
+    path.write_bytes(content.replace(text, text[::-1]))
+    with pytest.raises(EventFileError, match=r"data\.root: its checksum .* delete this file to"):
         study_events(study)
+    path.unlink()
+    assert_equal(study_events(study), expected)
 
 
 def test_ones_own_file_is_filtered_and_never_simulated(
@@ -117,18 +154,19 @@ def test_ones_own_file_is_filtered_and_never_simulated(
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files that were read or hashed for events since then: a growing list."""
     seen: list[Path] = []
-    read, digest = read_parts, hashlib.file_digest
+    read = read_parts
+
+    class Digests(dict[tuple[Path, int, int], str]):
+        def __setitem__(self, known: tuple[Path, int, int], digest: str) -> None:
+            seen.append(known[0])
+            super().__setitem__(known, digest)
 
     def counted_read(paths: list[Path], *rest: Any) -> Any:
         seen.extend(paths)
         return read(paths, *rest)
 
-    def counted_digest(file: Any, name: str) -> Any:
-        seen.append(Path(file.name))
-        return digest(file, name)
-
+    monkeypatch.setattr(files, "_digests", Digests())
     monkeypatch.setattr(files, "read_parts", counted_read)
-    monkeypatch.setattr(hashlib, "file_digest", counted_digest)
     return seen
 
 
@@ -182,7 +220,7 @@ def test_files_are_read_again_for_other_parameters(
     assert len(study_events(study)) == study.data.responses
 
 
-def test_the_identity_is_that_of_names_content_and_parameters(study: Study, events: Events) -> None:
+def test_the_identity_is_that_of_content_and_parameters(study: Study, events: Events) -> None:
     write_root([events], Path("a.root"))
     write_root([events], Path("b.root"))
     own = with_data(study, file=["[ab].root"])
@@ -191,7 +229,6 @@ def test_the_identity_is_that_of_names_content_and_parameters(study: Study, even
     assert not study.artifacts.exists(), "nothing is read or simulated for it"
     assert identity["files"] == [
         {
-            "name": name,
             "size": Path(name).stat().st_size,
             "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest(),
         }
@@ -207,6 +244,79 @@ def test_the_identity_is_that_of_names_content_and_parameters(study: Study, even
     assert simulated["responses"] == study.data.responses
     assert data_identity(study.model_copy(update={"seed": 1})) != simulated
     assert data_files(study) == []
+
+
+def test_the_same_content_under_another_name_is_not_read_again(
+    study: Study, events: Events, reads: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_root([events], Path("a.root"))
+    own = with_data(study, file="a.root")
+    first, identity, report = study_events(own), data_identity(own), data_report(own)
+    kept = study.artifacts / "data.root"
+    made = kept.stat().st_mtime_ns
+    Path("a.root").rename("b.root")
+    renamed = with_data(study, file="b.root")
+    assert data_identity(renamed) == identity
+    reads.clear()
+    capsys.readouterr()
+    assert_equal(study_events(renamed), first)
+    assert (reads, capsys.readouterr().out) == ([], "")
+    assert kept.stat().st_mtime_ns == made
+    assert [set(file) for file in report["files"]] == [{"name", "size", "sha256"}]
+    assert data_report(renamed) == {
+        **report,
+        "files": [{**report["files"][0], "name": "b.root"}],
+    }
+    # and is known by its new name from then on
+    files._digests.clear()
+    assert data_identity(renamed) == identity
+    assert reads == []
+
+
+def test_names_that_pair_files_otherwise_make_other_events(study: Study, events: Events) -> None:
+    for k in (0, 1):
+        np.savez(f"{k}_particles.npz", table_of(events, 10)[k::2])
+        np.savez(f"{k}_responses.npz", events.responses[k::2])
+    own = with_data(study, file=["*_particles.npz", "*_responses.npz"])
+    assert [path.name[:3] for path in data_files(own)] == ["0_p", "0_r", "1_p", "1_r"]
+    first, identity = study_events(own), data_identity(own)
+    for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+        Path(f"{old}_responses.npz").rename(f"{new}_responses.npz")
+    assert data_identity(own) != identity
+    assert not np.array_equal(study_events(own).photon_sum, first.photon_sum)
+
+
+@pytest.mark.parametrize("failure", [EventFileError("row 0"), KeyboardInterrupt()], ids=repr)
+def test_what_fails_while_files_are_hashed_is_told_at_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    pieces, failed, hashed = 2000, Event(), []
+
+    class Digest:
+        def update(self, piece: bytes) -> None:
+            hashed.append(len(piece))
+            # the reading fails while the first piece is hashed; the others take their time
+            failed.wait()
+            sleep(0.005)
+
+        def hexdigest(self) -> str:
+            return "0"
+
+    def failing(*_: Any) -> NoReturn:
+        while not hashed:
+            sleep(0.001)
+        failed.set()
+        raise failure
+
+    for name in ("a.root", "b.root"):
+        Path(name).touch()
+        os.truncate(name, pieces * files._PIECE)
+    monkeypatch.setattr(files, "read_parts", failing)
+    monkeypatch.setattr(hashlib, "sha256", Digest)
+    with pytest.raises(type(failure)):
+        study_events(with_data(study, file=["a.root", "b.root"]))
+    assert 0 < len(hashed) < pieces // 2
+    assert not (study.artifacts / "data.root").exists()
 
 
 def test_bad_rows_are_dropped_told_and_counted_where_asked(

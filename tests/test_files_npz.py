@@ -80,7 +80,8 @@ def fibre(row: int, value: float) -> Callable[..., None]:
     [
         (cell(3, 0, np.nan), "particles", r"row 3 .*finite numbers"),
         (cell(2, 9, np.inf), "particles", r"row 2 .*finite numbers"),
-        (cell(2, 9, 21.7), "particles", r"row 2 .*a PDG code"),
+        (cell(2, 9, 21.7), "particles", r"row 2 .*a PDG code$"),
+        (cell(2, 9, 123456789), "particles", r"row 2 .*a PDG code that exists"),
         (cell(4, 10, 1e6), "particles", r"row 4 .*a photon sum equal to the response's"),
         (fibre(1, np.nan), "responses", r"row 1 .*finite photon counts"),
         (fibre(1, 0.5), "responses", r"row 1 .*whole photon counts"),
@@ -280,6 +281,24 @@ def test_a_photon_sum_in_place_of_the_code_is_told(events: Events, tmp_path: Pat
     table = np.column_stack([events.features, events.photon_sum])
     with pytest.raises(EventFileError, match=r"expected the PDG code .*, got the photon sum"):
         read_events(write_pair(tmp_path, table, events.responses))
+    # some were counted otherwise
+    table[::3, 9] += 1
+    with pytest.raises(EventFileError, match=r"expected the PDG code .*, got the photon sum"):
+        read_events(write_pair(tmp_path, table, events.responses), strict=False)
+
+
+def test_a_code_that_is_a_photon_sum_now_and_then_is_a_code(events: Events, tmp_path: Path) -> None:
+    photons = events[events.pdg == 22][:4]
+    responses = np.zeros((4, 44, 44), np.uint16)
+    responses[:2, 20, 20] = 22
+    responses[2:, 20, 20] = 23
+    pair = write_pair(tmp_path, table_of(photons, 10), responses)
+    np.testing.assert_array_equal(read_events(pair).pdg, [22] * 4)
+    # unknown particles without light
+    table = table_of(photons, 10)
+    table[:3, 9], responses[:3] = 0, 0
+    pair = write_pair(tmp_path, table, responses)
+    np.testing.assert_array_equal(read_events(pair).pdg, [0, 0, 0, 22])
 
 
 _KINDS = ["<f2", "<f4", ">f4", "<f8", ">f8", "g", "u1", "<u2", ">u2", "<i2", "<i4", ">i8", "<u8"]

@@ -163,6 +163,7 @@ def lose_a_photon_list(branches: dict[str, Any]) -> None:
         (put("pdg", 1, 22.5), r"row 1 .*a PDG code"),
         (put("pdg", 1, np.nan), r"row 1 .*a PDG code"),
         (put("pdg", 1, 1e12), r"row 1 .*a PDG code"),
+        (put("pdg", 1, 10), r"row 1 .*a PDG code that exists"),
         (put("index", 1, 1936), r"row 1 .*fibres from 0 to 1935"),
         (put("index", 1, -1), r"row 1 .*fibres from 0 to 1935"),
         (put("photons", 2, -3), r"row 2 .*photon counts from 0 to 65535"),

@@ -137,7 +137,8 @@ def test_rounded_numbers_are_no_fault(tmp_path: Path) -> None:
         (6, "N,inf,10,0,0,0,0,0,1,{}", r"row 2 .*a PDG code"),
         (6, "N,2112,nan,0,0,0,0,0,1,{}", r"row 2 .*finite features"),
         (6, "N,2112,0.5,0,0,0,0,0,0,{}", r"row 2 .*an energy \(GeV\) of at least the mass"),
-        (6, "N,2112,10,0,0,0,0,0,1,é", r"not readable as text"),
+        (6, "N,2112,10,0,0,0,0,0,1,é", r"line 6: expected ASCII text, got 'N,2112"),
+        (3, "P,2112,10,0,0,0,0,0,1,\u2003", r"line 3: expected ASCII text"),
         (61, "N,2112,10,0,0,0,0,0,1,0", r"more than 30 rows of detector N|expected 10"),
         (2, "", "has 29 rows of detector N, but .*neutron_image.txt more responses"),
     ],
@@ -188,6 +189,31 @@ def test_a_fault_in_the_images_is_told(
     with pytest.raises(EventFileError, match=message) as error:
         read_events(write_texts(tmp_path, table, images))
     assert "neutron_image.txt" in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_told_with_their_line(events: Events, tmp_path: Path) -> None:
+    paths = write_texts(tmp_path, table_lines(events), image_lines(events))
+    lines = paths[0].read_bytes().split(b"\n")
+    lines[2] += b"\xff"
+    paths[0].write_bytes(b"\n".join(lines))
+    with pytest.raises(
+        EventFileError, match=r"non_zero_examples\.txt: line 3: expected ASCII"
+    ) as e:
+        read_events(paths)
+    assert str(e.value).isascii()
+
+
+def test_a_byte_order_mark_is_skipped(events: Events, tmp_path: Path) -> None:
+    paths = write_texts(tmp_path, table_lines(events), image_lines(events))
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert_same(read_events(paths), events)
+    # with the table told by its header
+    turned = [path.rename(tmp_path / f"{k}.txt") for k, path in enumerate(paths)][::-1]
+    assert_same(read_events(turned), events)
+    turned[1].write_bytes(b"\xef\xbb\xbf" + turned[1].read_bytes())
+    with pytest.raises(EventFileError, match=r"0\.txt: line 1: expected"):
+        read_events(turned[::-1])
 
 
 def test_too_few_images_and_none_are_told(events: Events, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """What is checked in the rows of every format, and what follows from a particle's code."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from particle import Particle
+from scipy import sparse
 
 from zdc_nb.events import FEATURES
-from zdc_nb.rows import mass_and_charge, nearest_species
+from zdc_nb.rows import EventFileError, Rows, Tally, mass_and_charge, nearest_species
 from zdc_nb.simulation import SPECIES
 
 
@@ -41,6 +44,40 @@ def test_mass_and_charge_follow_from_the_code(species: Any) -> None:
 @pytest.mark.parametrize("code", [0.0, 99999.0, 417.0, np.nan, np.inf, 1e300])
 def test_codes_without_a_known_mass_give_none(code: float) -> None:
     assert np.isnan(mass_and_charge(code)).all()
+
+
+def accepted(codes: Sequence[float]) -> list[bool]:
+    """Of each code by itself, as the code of a row at rest with the mass 0."""
+    light = sparse.csr_array((1, 1936), dtype=np.uint16)
+    kept = []
+    for code in codes:
+        tally = Tally(strict=False)
+        rows = Rows(Path("some"), 0, 1, tally)
+        kept.append(len(rows.events(np.zeros((1, 9)), np.array([code]), light, None)) == 1)
+        assert kept[-1] or tally.dropped == {"a PDG code that exists": 1}
+    return kept
+
+
+def test_codes_of_particles_nuclei_and_of_what_is_unknown_are_accepted() -> None:
+    known = [float(particle.pdgid) for particle in Particle.all()]
+    # He4, Pb208, a nucleus that the table lacks, a hypertriton, and antimatter
+    nuclei = [1000020040, 1000822080, 1000999999, 1010010030, -1000020040]
+    assert all(accepted([0, 12, 22, *known, *nuclei]))
+
+
+def test_codes_that_do_not_exist_are_refused() -> None:
+    codes = [123456789, 10, 110, -22, 990, 2000020040, 1000030020, -130]
+    assert not any(accepted(codes))
+
+
+def test_codes_are_refused_row_by_row() -> None:
+    light = sparse.csr_array((5, 1936), dtype=np.uint16)
+    pdg = np.array([2112.0, 10, 22, 10, 310])
+    with pytest.raises(EventFileError, match=r"some: row 101 .* a PDG code that exists"):
+        Rows(Path("some"), 100, 5, Tally(strict=True)).events(np.zeros((5, 9)), pdg, light, None)
+    tally = Tally(strict=False)
+    kept = Rows(Path("some"), 100, 5, tally).events(np.zeros((5, 9)), pdg, light, None)
+    assert (kept.pdg.tolist(), tally.dropped) == ([2112, 22, 310], {"a PDG code that exists": 2})
 
 
 def test_neutrinos_weigh_nothing() -> None:

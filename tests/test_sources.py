@@ -40,6 +40,17 @@ def test_names_and_patterns_are_found_in_order(tmp_path: Path) -> None:
         find_files(["b1.root", "b*.root"], tmp_path)
 
 
+@pytest.mark.parametrize("other", ["./d/a.root", "d/../d/*.root", "{}/d/a.root", "link.root"])
+def test_a_file_that_is_named_twice_is_told_however_it_is_spelt(tmp_path: Path, other: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.root").touch()
+    (tmp_path / "link.root").symlink_to(tmp_path / "d" / "a.root")
+    other = other.format(tmp_path)
+    assert len(find_files(other, tmp_path)) == 1
+    with pytest.raises(EventFileError, match=r"named twice, also as d/a\.root"):
+        find_files(["d/a.root", other], tmp_path)
+
+
 def test_a_name_that_a_file_has_is_that_file(events: Events, tmp_path: Path) -> None:
     names = ["a[1].root", "b *.root", "$(touch pwned).root", "; rm -rf c.root", "'q\".root"]
     for name in names:

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import uproot
@@ -19,34 +19,45 @@ from zdc_nb.files_root import MADE_WITH, read_made_with, write_root
 from zdc_nb.params import Study, Subset, derive_seed, project_root
 from zdc_nb.rows import EventFileError, Tally
 from zdc_nb.simulation import VERSION, simulate
-from zdc_nb.sources import find_files, read_events, read_parts
+from zdc_nb.sources import find_files, in_order, read_events, read_parts
 from zdc_nb.storage import exclusive, write_atomically
 
 __all__ = ["data_files", "data_identity", "data_report", "study_events", "study_split"]
 
-_READER = 1
+_READER = 2
 """Grows when files are read otherwise than before, so that they are read again."""
+
+_PIECE = 2**20
+"""Bytes hashed at once."""
+
+_File = dict[str, Any]
+"""A data file as it is now: name, size, mtime_ns and sha256."""
 
 
 def data_files(study: Study) -> list[Path]:
-    """The files that the study reads, in order; none where it simulates.
+    """The files that the study reads, as they are read; none where it simulates.
 
-    Raises as :func:`zdc_nb.sources.find_files`.
+    Raises as :func:`zdc_nb.sources.find_files` and :func:`zdc_nb.sources.in_order`.
     """
     return [project_root() / name for name in _names(study)]
 
 
 def _names(study: Study) -> list[str]:
     """As the study gives them, relative to the project's root; patterns replaced by matches."""
-    return [] if study.data.file is None else find_files(study.data.file, project_root())
+    if study.data.file is None:
+        return []
+    root = project_root()
+    names = {root / name: name for name in find_files(study.data.file, root)}
+    return [names[path] for path in in_order(list(names))]
 
 
 def data_identity(study: Study) -> dict[str, Any]:
     """What makes a study's events what they are; made of what JSON has.
 
-    For files: their names, sizes and SHA-256, strict, min_photons and the version of the reader.
-    A file whose size and time are those that it was last read with is not read for that. For the
-    simulation: responses, repeats, min_photons, seed and version.
+    For files: their sizes and SHA-256 in the order in which they are read, whatever their names;
+    strict, min_photons and the version of the reader. A file whose name, size and time are those
+    that it was last read with is not read for that. For the simulation: responses, repeats,
+    min_photons, seed and version.
     """
     if study.data.file is None:
         return {
@@ -54,21 +65,34 @@ def data_identity(study: Study) -> dict[str, Any]:
             "seed": derive_seed(study.seed, "simulation"),
             "version": VERSION,
         }
-    made_with = _made_with(study)
-    stamps, last = made_with.get("mtime_ns", {}), made_with.get("identity", {}).get("files", [])
-    known = {(file["name"], file["size"], stamps[file["name"]]): file["sha256"] for file in last}
+    return _identity(study, _files(study, _made_with(study) or {}))
+
+
+def _identity(study: Study, files: list[_File]) -> dict[str, Any]:
+    rest = study.data.model_dump(include={"strict", "min_photons"})
+    return {"files": _of_each(files, "size", "sha256"), **rest, "reader": _READER}
+
+
+def _of_each(files: list[_File], *keys: str) -> list[dict[str, Any]]:
+    return [{key: file[key] for key in keys} for file in files]
+
+
+def _files(study: Study, made_with: dict[str, Any]) -> list[_File]:
+    """The files as they are now; those that are as ``made_with`` has them are not read."""
+    last = {
+        (file["name"], file["size"], file["mtime_ns"]): file["sha256"]
+        for file in made_with.get("files", [])
+    }
     files = []
     for name in _names(study):
         path = project_root() / name
-        size, mtime = _stamp(path)
-        digest = known.get((name, size, mtime)) or _sha256(path, size, mtime)
-        files.append({"name": name, "size": size, "sha256": digest})
-    return _identity(study, files)
+        stamp = _stamp(path)
+        files.append(_file(name, stamp, last.get((name, *stamp)) or _sha256(path, stamp)))
+    return files
 
 
-def _identity(study: Study, files: list[dict[str, Any]]) -> dict[str, Any]:
-    rest = study.data.model_dump(include={"strict", "min_photons"})
-    return {"files": files, **rest, "reader": _READER}
+def _file(name: str, stamp: tuple[int, int], digest: str) -> _File:
+    return {"name": name, "size": stamp[0], "mtime_ns": stamp[1], "sha256": digest}
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -76,11 +100,24 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-@lru_cache
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
-    """Of a file, read once as long as its size and time stay what they are."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_digests: dict[tuple[Path, int, int], str] = {}
+
+
+def _sha256(path: Path, stamp: tuple[int, int], stop: Event | None = None) -> str:
+    """Of a file, read once as long as its size and time stay what they are.
+
+    Raises ``CancelledError`` soon after ``stop`` is set.
+    """
+    known = (path, *stamp)
+    if known not in _digests:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                if stop is not None and stop.is_set():
+                    raise CancelledError(f"{path}: its checksum is not needed any more")
+                digest.update(piece)
+        _digests[known] = digest.hexdigest()
+    return _digests[known]
 
 
 def data_report(study: Study) -> dict[str, Any]:
@@ -102,8 +139,8 @@ def data_report(study: Study) -> dict[str, Any]:
             "guessed_species": False,
         }
     _make_ready(study)
-    made_with = _made_with(study)
-    return {"files": made_with["identity"]["files"], **made_with["rows"]}
+    made_with = _made_with(study) or {}
+    return {"files": _of_each(made_with["files"], "name", "size", "sha256"), **made_with["rows"]}
 
 
 def study_events(study: Study, progress: bool = False) -> Events:
@@ -112,20 +149,29 @@ def study_events(study: Study, progress: bool = False) -> Events:
     They come from the files of ``data.file`` or, where it is null, from the open simulation, and
     are kept as ``data.root`` among the artefacts: files are read, and the simulation is run, only
     where none made from the same (see :func:`data_identity`) lies there. ``progress`` shows a bar.
+
+    Raises :class:`EventFileError` for a file that does not hold events as expected, and where
+    ``data.root`` was changed since it was made.
     """
     _make_ready(study, progress)
-    return read_events(_kept(study))
+    try:
+        return read_events(_kept(study))
+    except EventFileError as error:
+        raise EventFileError(f"{error}; delete this file to have it made anew") from error
 
 
 def _kept(study: Study) -> Path:
     return study.artifacts / "data.root"
 
 
-def _made_with(study: Study) -> dict[str, Any]:
-    """What ``data.root`` says of itself; nothing where there is none."""
+def _made_with(study: Study) -> dict[str, Any] | None:
+    """What ``data.root`` says of itself; nothing where there is none, None where it is damaged."""
     path = _kept(study)
-    content = json.loads(read_made_with(path) or "{}") if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
+    try:
+        content = json.loads(read_made_with(path) or "{}") if path.is_file() else {}
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _make_ready(study: Study, progress: bool = False) -> None:
@@ -139,26 +185,28 @@ def _make(study: Study, progress: bool) -> None:
     if study.data.file is None:
         identity = data_identity(study)
         if made_with != identity:
+            fault = "is damaged" if made_with is None else "was made with other parameters"
             if path.is_file():
-                print(f"{path} was made with other parameters: simulating again")
+                print(f"{path} {fault}: simulating again")
             data, seed = study.data, identity["seed"]
             events = simulate(data.responses, data.repeats, data.min_photons, seed, progress)
             write_root([events], path, lambda: json.dumps(identity))
+        return
     # files that were never read are hashed while they are
-    elif "identity" not in made_with or made_with["identity"] != data_identity(study):
-        if path.is_file():
-            print(f"{path} was made from other data: reading {study.data.file}")
-        _ingest(study, path, progress)
-    elif made_with["mtime_ns"] != (times := _times(study)):
-        _restamp(path, json.dumps({**made_with, "mtime_ns": times}))
-
-
-def _times(study: Study) -> dict[str, int]:
-    return {name: _stamp(project_root() / name)[1] for name in _names(study)}
+    if made_with is not None and "identity" in made_with:
+        files = _files(study, made_with)
+        if _identity(study, files) == made_with["identity"]:
+            if files != made_with["files"]:
+                _restamp(path, json.dumps({**made_with, "files": files}))
+            return
+    if path.is_file():
+        fault = "is damaged" if made_with is None else "was made from other data"
+        print(f"{path} {fault}: reading {study.data.file}")
+    _ingest(study, path, progress)
 
 
 def _restamp(path: Path, made_with: str) -> None:
-    """Keep that files have another time but the same content, so that it is not read each time.
+    """Keep that files of the same content have other times or names, so as not to hash them again.
 
     The events are the same, and so ``path`` keeps its own time.
     """
@@ -193,8 +241,7 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
 
     def made_with() -> str:
         files = [
-            {"name": name, "size": stamps[name][0], "sha256": digest}
-            for name, digest in zip(names, digests, strict=True)
+            _file(name, stamps[name], digest) for name, digest in zip(names, digests, strict=True)
         ]
         for name, file in zip(names, paths, strict=True):
             if _stamp(file) != stamps[name]:
@@ -207,18 +254,17 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
             "kept": kept,
             "guessed_species": tally.guessed,
         }
-        return json.dumps(
-            {
-                "identity": _identity(study, files),
-                "mtime_ns": {name: stamp[1] for name, stamp in stamps.items()},
-                "rows": rows,
-            }
-        )
+        return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
 
     # hashed beside the reading: both take long for large files
+    stop = Event()
     with ThreadPoolExecutor(1) as pool:
-        digests = pool.map(_sha256, paths, *zip(*stamps.values(), strict=True))
-        write_root(bright(), path, made_with)
+        digests = pool.map(lambda name, file: _sha256(file, stamps[name], stop), names, paths)
+        try:
+            write_root(bright(), path, made_with)
+        finally:
+            # the pool waits for its threads: what went wrong is told at once
+            stop.set()
     for expected, count in tally.dropped.items():
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,18 @@ class _Digest:
 
 def read_made_with(path: Path) -> str | None:
     """What :func:`write_root` was told, or None; raises :class:`EventFileError`."""
-    with refusing(path, "not readable as a ROOT file"), uproot.open(path) as file:
+    with _opened(path) as file:
         return str(file[MADE_WITH]) if MADE_WITH in file else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A ROOT file that does not end early; whatever goes wrong in the block is told with it."""
+    with refusing(path, "not readable as a ROOT file"), uproot.open(path) as file:
+        size, expected = path.stat().st_size, file.file.fEND
+        if size < expected:
+            raise ValueError(f"it ends after {size} of {expected} bytes")
+        yield file
 
 
 def read_root(path: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
@@ -108,9 +119,7 @@ def read_root(path: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
     """
     digest = _Digest()
     size = path.stat().st_size
-    with refusing(path, "not readable as a ROOT file"), uproot.open(path) as file:
-        if size < file.file.fEND:
-            raise ValueError(f"it ends after {size} of {file.file.fEND} bytes")
+    with _opened(path) as file:
         names = [key.split(";")[0] for key in file.keys()]  # noqa: SIM118
         if _TREE not in names:
             raise EventFileError(f"{path}: no TTree {_TREE!r}, found {names}")

@@ -3,13 +3,15 @@
 One is a table with the header :data:`HEADER` and, for each response, a row whose Detector is N and
 one whose Detector is P (the proton calorimeter's, which is not read). Mass and charge follow from
 the PDG code. The other has 44 lines of 44 whole numbers for each response: the photon counts.
+Both are ASCII; a byte order mark, which some editors put before it, is skipped.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Self, TextIO
+from typing import IO, Any, NoReturn, Self, TextIO
 
 import numba
 import numpy as np
@@ -63,7 +65,13 @@ def read_text(particles: Path, images: Path, tally: Tally, bar: tqdm[Any]) -> It
 def is_table(path: Path) -> bool:
     """Whether a text begins as the table does."""
     with refusing(path, "not readable"), path.open("rb") as file:
+        _skip_mark(file)
         return file.read(len(HEADER)) == HEADER.encode()
+
+
+def _skip_mark(file: IO[bytes]) -> None:
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
 
 
 # --- The table ----------------------------------------------------------------------------------
@@ -75,7 +83,8 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         with refusing(path, "not readable as text"):
-            self._file: TextIO = path.open(encoding="ascii")
+            # decoded ahead of the line that is read: what is not ASCII is found in its line
+            self._file: TextIO = path.open(encoding="utf-8-sig", errors="surrogateescape")
         self._line = 0
 
     def __enter__(self) -> Self:
@@ -94,6 +103,10 @@ class _Table:
         with refusing(self.path, f"line {self._line + 1}: not readable as text"):
             line = self._file.readline()
         self._line += 1
+        if not line.isascii():
+            raise EventFileError(
+                f"{self.path}: line {self._line}: expected ASCII text, got {line.strip()!r:.80}"
+            )
         return line
 
     def read(self, count: int) -> NDArray[np.float64]:
@@ -135,6 +148,7 @@ def _images(
     """Lit fibres of each response, and their numbers and photons; and bytes read since."""
     line = 1
     with refusing(path, "not readable"), path.open("rb") as file:
+        _skip_mark(file)
         rest, last = b"", False
         while not last:
             part = file.read(_BYTES)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from particle import InvalidParticle, Particle, ParticleNotFound
+from particle.pdgid import is_nucleus
 from scipy import sparse
 
 from zdc_nb.events import FEATURES, FIBRES, Events
@@ -163,6 +164,9 @@ class Rows:
         with np.errstate(invalid="ignore"):
             whole = (pdg == np.rint(pdg)) & (pdg >= limits.min) & (pdg <= limits.max)
         self.expect(whole, "a PDG code")
+        codes, which = np.unique(np.where(whole, pdg, 0).astype(np.int32), return_inverse=True)
+        exists = np.array([_exists(code) for code in codes.tolist()], np.bool_)
+        self.expect(exists[which], "a PDG code that exists")
         energy, mass = (features[:, FEATURES.index(name)] for name in ("energy", "mass"))
         self.expect(mass >= 0, "a mass of at least 0")
         self.expect(
@@ -192,6 +196,16 @@ def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
     distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
     distance[charge[:, None] != [entry.charge for entry in table]] = np.inf
     return np.where(np.isfinite(distance.min(1)), codes[distance.argmin(1)], 0).astype(np.int32)
+
+
+@cache
+def _exists(pdg: int) -> bool:
+    """Whether a PDG code is that of a known particle, of any nucleus, or 0 for an unknown one."""
+    try:
+        Particle.from_pdgid(pdg)
+    except (InvalidParticle, ParticleNotFound):
+        return pdg == 0 or bool(is_nucleus(pdg))
+    return True
 
 
 @cache

@@ -23,7 +23,7 @@ from zdc_nb.files_root import read_root
 from zdc_nb.files_text import is_table, read_text
 from zdc_nb.rows import EventFileError, Tally
 
-__all__ = ["find_files", "read_events", "read_parts"]
+__all__ = ["find_files", "in_order", "read_events", "read_parts"]
 
 _Source = tuple[Path, ...]
 
@@ -40,11 +40,11 @@ def find_files(names: str | Sequence[str], folder: Path) -> list[str]:
     Raises
     ------
     EventFileError
-        for a pattern without a match, and a file that is named twice.
+        for a pattern without a match, and a file that is named twice, however it is spelt.
     FileNotFoundError
         for another name that no file has.
     """
-    found: list[str] = []
+    found: dict[Path, str] = {}
     for name in [names] if isinstance(names, str) else names:
         if (folder / name).exists():
             matches = [name]
@@ -56,10 +56,20 @@ def find_files(names: str | Sequence[str], folder: Path) -> list[str]:
         if not matches:
             raise EventFileError(f"{name}: no file in {folder} matches")
         for match in matches:
-            if match in found:
-                raise EventFileError(f"{match}: this file is named twice")
-            found.append(match)
-    return found
+            path = (folder / match).resolve()
+            if path in found:
+                also = "" if found[path] == match else f", also as {found[path]}"
+                raise EventFileError(f"{match}: this file is named twice{also}")
+            found[path] = match
+    return list(found.values())
+
+
+def in_order(paths: Sequence[Path]) -> list[Path]:
+    """The files as they are read: those that belong together side by side.
+
+    Raises :class:`EventFileError` as :func:`read_parts`.
+    """
+    return [path for source in _sources(paths) for path in source]
 
 
 def _sources(paths: Sequence[Path]) -> list[_Source]:
