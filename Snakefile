@@ -268,5 +268,7 @@ onerror:
 
         Path(COMPLETE).unlink(missing_ok=True)
         failed_pages(STUDY)
-        page = build_index(STUDY, STUDY_FILE)
-        sys.stderr.write(f"{describe_failures(STUDY)}\n\nWhat is there, and what is not: {page}\n")
+        # no job is left: what still says that it runs, on another host, was killed there
+        page = build_index(STUDY, STUDY_FILE, ended=True)
+        failures = describe_failures(STUDY, ended=True)
+        sys.stderr.write(f"{failures}\n\nWhat is there, and what is not: {page}\n")

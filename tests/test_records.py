@@ -236,6 +236,69 @@ def test_process_on_another_host_is_not_called_stopped(study: Study) -> None:
     assert load_records(study)[0][STAGE].status == "stopped"
     change(study, host="elsewhere")
     assert load_records(study)[0][STAGE].status == "running"
+    # when the grid is at its end nothing is left there; but here it can be seen who lives
+    assert load_records(study, ended=True)[0][STAGE].status == "stopped"
+    change(study, host=socket.gethostname(), pid=os.getpid())
+    assert load_records(study, ended=True)[0][STAGE].status == "running"
+
+
+def with_value(study: Study, key: str, value: object) -> Study:
+    """The study with another value of ``key``, such as ``teacher.batch``."""
+    section, _, name = key.partition(".")
+    if name:
+        value = getattr(study, section).model_copy(update={name: value})
+    return study.model_copy(update={section: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [
+        ("seed", 99, "01"),
+        ("data.file", ["a.root", "b.root"], "01"),
+        ("data.split", (0.5, 0.25, 0.25), "01"),
+        ("data.max_responses", {"n": 7}, "01"),
+        ("device", "cuda", "02"),
+        ("preprocessing.alpha", 0.2, "02"),
+        ("flow.bins", 17, "02"),
+        ("teacher.learning_rate", 1e30, "02"),
+        ("teacher.epochs", {"all": 77}, "02"),
+        ("evaluation.runs", 17, "02"),
+        ("student.channel_weight", 77.0, "03"),
+        ("subsets", ["all"], "04"),
+        ("setups", ["bs"], "04"),
+        ("speed.runs", 17, "06"),
+        ("paths.artifacts", "elsewhere", "none"),
+        ("tracking", "wandb", "none"),
+        ("checkpoint_seconds", 1.5, "none"),
+        ("evaluation.figure_particles", 17, "none"),
+    ],
+)
+def test_changed_parameter_is_named_for_the_stages_that_depend_on_it(
+    study: Study, key: str, value: object, first: str
+) -> None:
+    stages = notebook_names(study)
+    for stage in stages:
+        start(study, stage).finish()
+    found, _ = load_records(study)
+    changed = with_value(study, key, value)
+    for stage in stages:
+        assert records.changed_parameters(found[stage], study) == []
+        depends = stage[:2] >= first and (first != "06" or stage == "06_speed")
+        assert records.changed_parameters(found[stage], changed) == [key] * depends
+
+
+def test_parameter_that_a_record_has_not_is_changed_and_an_order_is_not(study: Study) -> None:
+    start(study, "06_speed").finish()
+    record = load_records(study)[0]["06_speed"]
+    turned = study.model_copy(update={"setups": study.setups[::-1]})
+    assert records.changed_parameters(record, turned) == []
+    flow = record.parameters["flow"]
+    assert isinstance(flow, dict)
+    del flow["precision"]
+    flow["of_old"] = 1
+    del record.parameters["student"]
+    names = records.changed_parameters(record, study)
+    assert names == ["flow.precision", "flow.of_old", "student"]
 
 
 @pytest.mark.parametrize(

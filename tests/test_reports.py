@@ -343,9 +343,7 @@ def test_page_of_a_study_that_is_done_has_no_warnings(study: Study) -> None:
 def test_nothing_run_yet_is_told(study: Study) -> None:
     page = read_page(study)
     total = len(notebook_names(study))
-    assert (
-        f"{total} of {total} stages failed or are missing" in page.select(".banner")[0].get_text()
-    )
+    assert f"{total} of {total} stages are not done" in page.select(".banner")[0].get_text()
     assert {state_of(page, name) for name in notebook_names(study)} == {"not run"}
     # known from the notebooks themselves
     assert "Training a teacher" in row_of(page, "02_teacher_training-n").get_text()
@@ -366,7 +364,7 @@ def test_stage_that_failed_shows_its_error_and_leads_to_its_page(study: Study) -
     assert [path.name for path in failed_pages(study)] == [f"{name}.failed.html"]
     page = read_page(study)
     (banner,) = page.select(".banner")
-    assert f"1 of {len(notebook_names(study))} stages failed" in banner.get_text()
+    assert f"1 of {len(notebook_names(study))} stages are not done" in banner.get_text()
     (link,) = banner.select("a")
     assert link["href"] == f"#stage-{name}"
     assert state_of(page, name) == "failed"
@@ -445,7 +443,7 @@ def test_table_that_is_gone_though_its_stage_is_done_is_told(study: Study) -> No
 
 def test_notebook_that_was_killed_is_stopped_and_not_failed(study: Study) -> None:
     write_results(study)
-    killed, cut_off, left = "02_teacher_training-n", "04_ablations", "06_speed"
+    killed, cut_off, left = "04_ablations", "05_shower_shapes", "06_speed"
     notebooks = study.reports / "notebooks"
     for name in (killed, cut_off, left):
         shutil.copy(notebooks / f"{name}.ipynb", notebooks / f"{name}.failed.ipynb")
@@ -620,6 +618,159 @@ def test_data_of_another_form_do_not_break_the_page(study: Study, data: dict[str
     assert state_of(read_page(study), "06_speed") == "done"
 
 
+# --- Results of other parameters and of earlier runs --------------------------------------------
+
+
+def with_learning_rate(study: Study, value: float) -> Study:
+    teacher = study.teacher.model_copy(update={"learning_rate": value})
+    return study.model_copy(update={"teacher": teacher})
+
+
+def states(study: Study) -> dict[str, str]:
+    page = read_page(study)
+    return {name: state_of(page, name) for name in notebook_names(study)}
+
+
+def test_results_of_other_parameters_are_not_called_done(study: Study) -> None:
+    write_results(study)
+    write_records(study)
+    (study.reports / "figures").mkdir()
+    for name in ("01_spectra", "06_speed"):
+        (study.reports / "figures" / f"{name}.png").write_bytes(b"")
+    assert unfinished_stages(study) == []
+    assert read_page(study).select(".banner, .missing, .failure, figcaption strong") == []
+
+    changed = with_learning_rate(study, 1e30)
+    page = read_page(changed)
+    names = notebook_names(study)
+    assert state_of(page, names[0]) == "done"
+    assert {state_of(page, name) for name in names[1:]} == {"of other parameters"}
+    assert unfinished_stages(changed) == names[1:]
+    (banner,) = page.select(".banner")
+    assert f"{len(names) - 1} of {len(names)} stages are not done" in banner.get_text()
+    assert "teacher.learning_rate" in banner.get_text()
+    assert "teacher.learning_rate" in below(page, "04_ablations").get_text()
+    # every table, and what is said of it
+    notes = [note for note in page.select(".missing") if "From an earlier run" in note.get_text()]
+    assert all("was run with other parameters" in note.get_text() for note in notes)
+    under = [note.find_previous(["h2", "h3"]).get_text() for note in notes]  # type: ignore[union-attr]
+    assert under == [
+        "What the numbers say",
+        "What is compared with what",
+        "This study",
+        "Position and shape of the showers (Table 2)",
+        "Speed of sampling",
+        "Speed of training",
+    ]
+    first, last = page.select("figcaption")
+    assert "earlier run" not in first.get_text()
+    assert "From an earlier run: 06_speed was run with other parameters" in last.get_text()
+    check_links(changed, page)
+
+
+def test_what_is_made_from_a_stage_that_is_not_done_is_outdated(study: Study) -> None:
+    write_results(study)
+    write_records(study)
+    fail(study, "02_teacher_training-n")
+    found = states(study)
+    for name, state in found.items():
+        outdated = name.startswith(("03_student_distillation-n-", "04", "05", "06"))
+        expected = "failed" if name == "02_teacher_training-n" else "done"
+        assert state == ("outdated" if outdated else expected), name
+    page = read_page(study)
+    text = below(page, "03_student_distillation-n-bs").get_text()
+    assert "02_teacher_training-n not done" in text
+    assert len(page.select(".missing")) == 6
+    # the last three need each other for nothing
+    write_notebook(study, "02_teacher_training-n", 1)
+    (study.reports / "notebooks" / "02_teacher_training-n.failed.ipynb").unlink()
+    forget(study, "04_ablations")
+    assert unfinished_stages(study) == ["04_ablations"]
+    fail(study, "01_data_exploration")
+    assert set(states(study).values()) == {"failed", "outdated", "not run"}
+
+
+def test_failure_is_not_hidden_by_other_parameters_nor_by_missing_records(study: Study) -> None:
+    write_results(study)
+    write_records(study)
+    fail(study, "02_teacher_training-all")
+    changed = with_learning_rate(study, 1e30)
+    assert states(changed)["02_teacher_training-all"] == "failed"
+    assert states(changed)["02_teacher_training-n"] == "of other parameters"
+    # results that are older than records stay what they were
+    shutil.rmtree(study.reports / "records")
+    found = states(changed)
+    assert found.pop("02_teacher_training-all") == "failed"
+    assert set(found.values()) == {"done"}
+
+
+def test_run_by_hand_that_was_stopped_says_nothing_of_the_notebook(study: Study) -> None:
+    write_results(study)
+    write_records(study, status="running", host=socket.gethostname(), pid=2**22 + 1)
+    assert states(with_learning_rate(study, 1e30))["06_speed"] == "done"
+
+
+def test_failure_of_an_earlier_run_is_not_that_of_this_one(study: Study) -> None:
+    write_results(study)
+    write_records(study)
+    student, other = "03_student_distillation-n-bs", "03_student_distillation-all-bs"
+    fail(study, student, "of the run before")
+    fail(study, other, "of this run")
+    assert "of the run before" in describe_failures(study)
+    fail(study, "02_teacher_training-n", "of the teacher")
+    notebooks = study.reports / "notebooks"
+    (notebooks / "06_speed.ipynb").rename(notebooks / "06_speed.failed.ipynb")
+    page = read_page(study)
+    assert state_of(page, student) == "failed in an earlier run"
+    assert state_of(page, "06_speed") == "stopped in an earlier run"
+    assert "of the run before" in below(page, student).get_text()
+    assert state_of(page, other) == "failed"
+    text = describe_failures(study)
+    assert "of the teacher" in text
+    assert "of this run" in text
+    assert "of the run before" not in text
+    assert "06_speed" not in text
+    assert {student, "06_speed"} < set(unfinished_stages(study))
+    check_links(study, page)
+
+    # a stage that it needs ran to its end, if not with what the page would have: this one began
+    write_notebook(study, "02_teacher_training-n", 1)
+    (notebooks / "02_teacher_training-n.failed.ipynb").unlink()
+    assert "of the run before" in describe_failures(with_learning_rate(study, 1e30))
+
+
+def test_stage_that_a_cluster_killed_is_stopped_when_the_grid_is_at_its_end(study: Study) -> None:
+    write_results(study)
+    name = "06_speed"
+    write_records(study, status="running", host="node7", slurm_job="4711")
+    notebook = study.reports / "notebooks" / f"{name}.ipynb"
+    notebook.rename(notebook.with_name(f"{name}.running.ipynb"))
+    (study.reports / "html" / f"{name}.html").unlink()
+    log = study.reports / "logs" / f"{name}.log"
+    log.parent.mkdir()
+    log.write_text("oom_kill", "utf-8")
+    assert state_of(read_page(study), name) == "running"
+    assert describe_failures(study) == ""
+
+    index = build_index(study, "params/small.yaml", ended=True)
+    page = BeautifulSoup(index.read_text("utf-8"), "html.parser")
+    assert state_of(page, name) == "stopped"
+    text = below(page, name).get_text()
+    assert f"notebooks/{name}.running.ipynb" in text
+    assert "on node7" in text
+    assert [a["href"] for a in below(page, name).select("a")] == [f"logs/{name}.log"]
+    check_links(study, page)
+    assert describe_failures(study, ended=True).splitlines() == [
+        f"{name} stopped without an error of its own; see {log}",
+        f"The notebook as far as it came: {notebook.with_name(f'{name}.running.ipynb')}",
+    ]
+    # also where not even a notebook is left
+    notebook.with_name(f"{name}.running.ipynb").unlink()
+    assert describe_failures(study, ended=True).splitlines() == [
+        f"{name} stopped without an error of its own; see {log}"
+    ]
+
+
 # --- Text from outside --------------------------------------------------------------------------
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
@@ -730,7 +881,7 @@ def test_command_says_whether_all_is_done(
     assert (failed.returncode, failed.stderr) == (1, "")
     assert failed.stdout.splitlines() == [
         str(study.reports / "index.html"),
-        f"1 of {len(notebook_names(study))} stages failed or are missing: 06_speed",
+        f"1 of {len(notebook_names(study))} stages are not done: 06_speed",
     ]
     assert (study.reports / "html" / "06_speed.failed.html").is_file()
 

@@ -30,6 +30,7 @@ __all__ = [
     "Device",
     "GitState",
     "Record",
+    "changed_parameters",
     "cpu_model",
     "load_records",
     "start",
@@ -52,6 +53,18 @@ PACKAGES = (
     "uproot",
 )
 """Packages whose versions a record holds: those that the numbers come from."""
+
+_TRAINED_WITH = ("seed", "device", "data", "preprocessing", "flow", "teacher", "evaluation")
+
+DEPENDS_ON = {
+    "01_data_exploration": ("seed", "data"),
+    "02_teacher_training": _TRAINED_WITH,
+    "03_student_distillation": (*_TRAINED_WITH, "student"),
+    "04_ablations": (*_TRAINED_WITH, "student", "subsets", "setups"),
+    "05_shower_shapes": (*_TRAINED_WITH, "student", "subsets", "setups"),
+    "06_speed": (*_TRAINED_WITH, "student", "subsets", "setups", "speed"),
+}
+"""Sections of the study, by notebook, that what a stage leaves depends on."""
 
 
 class Device(BaseModel):
@@ -172,11 +185,12 @@ def start(study: Study, stage: str) -> Record:
     return record
 
 
-def load_records(study: Study) -> tuple[dict[str, Record], list[str]]:
+def load_records(study: Study, ended: bool = False) -> tuple[dict[str, Record], list[str]]:
     """The records of a study by stage, and what is wrong with those that cannot be read.
 
     A record that says ``running`` is returned as ``stopped`` where its process is gone. That of a
-    process on another host cannot be told from here, and stays ``running``.
+    process on another host cannot be told from here, and stays ``running``; unless it is known
+    that all stages have ``ended``, as when the grid is at its end.
     """
     records, wrong = {}, []
     for stage in notebook_names(study):
@@ -186,10 +200,30 @@ def load_records(study: Study) -> tuple[dict[str, Record], list[str]]:
             wrong.append(str(error))
             continue
         if record is not None:
-            if record.status == "running" and _is_gone(record):
+            if record.status == "running" and _is_gone(record, ended):
                 record.status = "stopped"
             records[stage] = record
     return records, wrong
+
+
+def changed_parameters(record: Record, study: Study) -> list[str]:
+    """Parameters that the stage depends on and that the study has changed since: ``flow.bins``.
+
+    What changes no number is none of them: paths, how a training is tracked and how often it is
+    saved, what is drawn.
+    """
+    then, now = record.parameters, study.model_dump(mode="json")
+    changed = []
+    for section in DEPENDS_ON[record.stage.partition("-")[0]]:
+        old, new = then.get(section), now[section]
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = dict.fromkeys((*new, *old))
+            changed += [f"{section}.{key}" for key in keys if old.get(key) != new.get(key)]
+        elif isinstance(old, list) and isinstance(new, list):  # of names, in any order
+            changed += [section] * (set(map(str, old)) != set(map(str, new)))
+        elif old != new:
+            changed.append(section)
+    return [name for name in changed if name != "evaluation.figure_particles"]
 
 
 def _data(study: Study) -> dict[str, JsonValue]:
@@ -232,9 +266,10 @@ def _unfinished_attempts(study: Study, stage: str) -> int:
     return 0 if earlier is None or earlier.status == "done" else earlier.attempts - bool(mine)
 
 
-def _is_gone(record: Record) -> bool:
+def _is_gone(record: Record, elsewhere: bool) -> bool:
+    """Whether the process of a record is no more; ``elsewhere``: the answer for other hosts."""
     if record.host != socket.gethostname():
-        return False
+        return elsewhere
     try:
         os.kill(record.pid, 0)
     except ProcessLookupError:

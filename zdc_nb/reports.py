@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from zdc_nb.findings import (
     speed_findings,
 )
 from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, notebook_names, project_root
-from zdc_nb.records import Record, load_records
+from zdc_nb.records import Record, changed_parameters, load_records
 from zdc_nb.storage import write_text
 
 __all__ = ["build_index", "describe_failures", "failed_pages", "unfinished_stages"]
@@ -115,10 +115,15 @@ class _Stage:
     ----------
     state
         ``done``, ``failed``, ``stopped`` (without an error of its own: killed, or the machine went
-        down), ``running`` or ``not run``.
+        down), ``running`` or ``not run``; ``failed in an earlier run`` and ``stopped in an earlier
+        run``, where a stage before it kept it from being run again; ``of other parameters`` and
+        ``outdated``, where what it has left is of parameters that the study had before, or a stage
+        that it needs is not done.
     page, notebook, log
         its page, the notebook as far as it came and its log, below ``study.reports``, where they
         are there.
+    why
+        for the last two states: the parameters, or the stages.
     """
 
     name: str
@@ -131,9 +136,10 @@ class _Stage:
     log: str | None
     failure: _Failure | None
     record: Record | None
+    why: str = ""
 
 
-def build_index(study: Study, file: str | Path) -> Path:
+def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     """Write the index page of a study from what there is.
 
     A stage that is not done is named at the top with what stopped it, and where a table is missing
@@ -145,14 +151,15 @@ def build_index(study: Study, file: str | Path) -> Path:
         the study.
     file
         the study file, to be named on the page.
+    ended
+        whether no stage is running any more, see :func:`zdc_nb.records.load_records`.
 
     Returns
     -------
     Path
         ``index.html`` below ``study.reports``.
     """
-    records, wrong_records = load_records(study)
-    stages = [_stage(study, name, records.get(name)) for name in notebook_names(study)]
+    stages, wrong_records = _stages(study, ended)
     tables = {name: _read_table(study, name) for name in MADE_BY}
 
     def made(layout: Callable[..., Any], *names: str) -> Any:
@@ -161,8 +168,8 @@ def build_index(study: Study, file: str | Path) -> Path:
         return None if any(frame is None for frame in frames) else layout(*frames)
 
     begun = [stage.start for stage in stages if stage.start]
-    ended = [s.start + s.duration for s in stages if s.start and s.duration is not None]
-    elapsed = round((max(ended) - min(begun)).total_seconds()) if ended else None
+    ends = [s.start + s.duration for s in stages if s.start and s.duration is not None]
+    elapsed = round((max(ends) - min(begun)).total_seconds()) if ends else None
     recorded = {stage.name: stage.record for stage in stages if stage.record}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zdc_nb"),
@@ -189,7 +196,7 @@ def build_index(study: Study, file: str | Path) -> Path:
         runs=study.evaluation.runs,
         datasets=made(_dataset_rows, "datasets"),
         left_out=made(lambda frame: frame.to_dict("records"), "reference_left_out"),
-        figures=list(_figures(study)),
+        figures=list(_figures(study, stages)),
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
         parameters=list(_parameters(study)),
         stages=stages,
@@ -214,27 +221,30 @@ def build_index(study: Study, file: str | Path) -> Path:
 
 
 def unfinished_stages(study: Study) -> list[str]:
-    """Names of the study's stages that are not done: failed, stopped, running or not run."""
-    stages = (_stage(study, name, None) for name in notebook_names(study))
-    return [stage.name for stage in stages if stage.state != "done"]
+    """Names of the study's stages whose state is anything but done, see the page."""
+    return [stage.name for stage in _stages(study)[0] if stage.state != "done"]
 
 
-def describe_failures(study: Study) -> str:
-    """What stopped each of the study's notebooks that failed: cell, error, where to look."""
-    # by name: what another selection of subsets and setups left behind is not this run's failure
+def describe_failures(study: Study, ended: bool = False) -> str:
+    """What stopped each of the study's notebooks that did not succeed: error, where to look.
+
+    Not those of earlier runs. With ``ended`` as for :func:`build_index`.
+    """
     found = []
-    for name in notebook_names(study):
-        path = _kept(study, name, ".failed")
-        if path.is_file():
-            failure = _failure(path)
-            if failure.cell is None:
-                log = study.reports / "logs" / f"{name}.log"
-                text = f"{name} stopped without an error of its own; see {log}"
-            else:
-                text = (
-                    f"{name} failed in cell {failure.cell}\n{failure.traceback}\n\n{failure.error}"
-                )
-            found.append(f"{text}\nThe notebook as far as it came: {path}")
+    for stage in _stages(study, ended)[0]:
+        if stage.state not in ("failed", "stopped"):
+            continue
+        if stage.failure and stage.failure.cell:
+            text = (
+                f"{stage.name} failed in cell {stage.failure.cell}\n{stage.failure.traceback}\n\n"
+                f"{stage.failure.error}"
+            )
+        else:
+            log = study.reports / "logs" / f"{stage.name}.log"
+            text = f"{stage.name} stopped without an error of its own; see {log}"
+        if stage.notebook:
+            text += f"\nThe notebook as far as it came: {study.reports / stage.notebook}"
+        found.append(text)
     return "\n\n".join(found)
 
 
@@ -287,6 +297,45 @@ def _failure(path: Path) -> _Failure:
                 traceback = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", "\n".join(output.traceback))
                 return _Failure(number, f"{output.ename}: {output.evalue}", traceback)
     return _Failure(None, "it stopped without an error of its own", "")
+
+
+def _stages(study: Study, ended: bool = False) -> tuple[list[_Stage], list[str]]:
+    """The stages in the order of the grid, and what is wrong with their records."""
+    records, wrong = load_records(study, ended)
+    stages: list[_Stage] = []
+    for name in notebook_names(study):
+        stage = _stage(study, name, records.get(name))
+        stages.append(_compared(study, stage, [s for s in stages if _needs(stage, s)]))
+    return stages, wrong
+
+
+def _needs(stage: _Stage, other: _Stage) -> bool:
+    """Whether a stage reads what another has left, itself or by way of a third."""
+    number, before = stage.name[:2], other.name[:2]
+    if number == "03" and before == "02":
+        return stage.name.split("-")[1] == other.name.split("-")[1]
+    # the last three read everything but each other
+    return before < min(number, "04")
+
+
+def _compared(study: Study, stage: _Stage, needed: Sequence[_Stage]) -> _Stage:
+    """A stage, its state seen beside the study's parameters and the stages that it needs."""
+    if stage.state in ("failed", "stopped"):
+        # nothing is run before what it needs is done; but a stage that is done may be outdated
+        # for the page and not for the grid
+        was_run = all(s.state in ("done", "of other parameters", "outdated") for s in needed)
+        return stage if was_run else replace(stage, state=f"{stage.state} in an earlier run")
+    # the record of a run by hand that was stopped says nothing of the notebook that is there
+    if stage.state != "done" or stage.record is None or stage.record.status != "done":
+        return stage
+    changed = changed_parameters(stage.record, study)
+    if changed:
+        return replace(stage, state="of other parameters", why=", ".join(changed))
+    undone = [s.name for s in needed if s.state != "done"]
+    if undone:
+        more = f" and {len(undone) - 1} more" if len(undone) > 1 else ""
+        return replace(stage, state="outdated", why=f"{undone[0]}{more} not done")
+    return stage
 
 
 def _stage(study: Study, name: str, record: Record | None) -> _Stage:
@@ -507,13 +556,14 @@ def _html(markdown: str) -> Markup:
     return Markup(clean_html(markdown2html(markdown)))
 
 
-def _figures(study: Study) -> Iterator[tuple[str, str]]:
-    """File name and caption of each figure of the page that the study has made."""
+def _figures(study: Study, stages: Sequence[_Stage]) -> Iterator[tuple[str, str, _Stage]]:
+    """File name, caption and stage of each figure of the page that the study has made."""
     subset, setup = study.subsets[-1], study.setups[-1]
+    made_by = {stage.name[:2]: stage for stage in stages}  # of many, the last
     for name, caption in CAPTIONS.items():
         file = name.format(subset=subset, setup=setup) + ".png"
         if (study.reports / "figures" / file).is_file():
-            yield file, caption.format(subset=subset, setup=setup)
+            yield file, caption.format(subset=subset, setup=setup), made_by[name[:2]]
 
 
 def _parameters(study: Study) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
@@ -557,7 +607,7 @@ def main() -> int:
     unfinished = unfinished_stages(study)
     if unfinished:
         total = len(notebook_names(study))
-        print(f"{len(unfinished)} of {total} stages failed or are missing: {', '.join(unfinished)}")
+        print(f"{len(unfinished)} of {total} stages are not done: {', '.join(unfinished)}")
     return int(bool(unfinished))
 
 
