@@ -256,7 +256,6 @@ def with_value(study: Study, key: str, value: object) -> Study:
         ("seed", 99, "01"),
         ("data.file", ["a.root", "b.root"], "01"),
         ("data.split", (0.5, 0.25, 0.25), "01"),
-        ("data.max_responses", {"n": 7}, "01"),
         ("device", "cuda", "02"),
         ("preprocessing.alpha", 0.2, "02"),
         ("flow.bins", 17, "02"),
@@ -285,6 +284,20 @@ def test_changed_parameter_is_named_for_the_stages_that_depend_on_it(
         assert records.changed_parameters(found[stage], study) == []
         depends = stage[:2] >= first and (first != "06" or stage == "06_speed")
         assert records.changed_parameters(found[stage], changed) == [key] * depends
+
+
+@pytest.mark.parametrize("key", ["data.max_responses", "teacher.epochs", "student.epochs"])
+def test_what_is_set_for_one_subset_is_changed_for_that_alone(study: Study, key: str) -> None:
+    values = dict.fromkeys(study.subsets, 70)
+    before = with_value(study, key, values)
+    after = with_value(study, key, values | {"n": 71})
+    first = "03" if key == "student.epochs" else "02"
+    for stage in notebook_names(study):
+        start(before, stage).finish()
+        record = load_records(study)[0][stage]
+        depends = stage[:2] >= first and (stage[:2] >= "04" or stage.split("-")[1] == "n")
+        assert records.changed_parameters(record, before) == []
+        assert records.changed_parameters(record, after) == [key] * depends, stage
 
 
 def test_parameter_that_a_record_has_not_is_changed_and_an_order_is_not(study: Study) -> None:

@@ -210,9 +210,12 @@ def changed_parameters(record: Record, study: Study) -> list[str]:
     """Parameters that the stage depends on and that the study has changed since: ``flow.bins``.
 
     What changes no number is none of them: paths, how a training is tracked and how often it is
-    saved, what is drawn.
+    saved, what is drawn; and what is set for another subset.
     """
-    then, now = record.parameters, study.model_dump(mode="json")
+    then, now = (
+        _values(parameters, record.stage)
+        for parameters in (record.parameters, study.model_dump(mode="json"))
+    )
     changed = []
     for section in DEPENDS_ON[record.stage.partition("-")[0]]:
         old, new = then.get(section), now[section]
@@ -223,7 +226,26 @@ def changed_parameters(record: Record, study: Study) -> list[str]:
             changed += [section] * (set(map(str, old)) != set(map(str, new)))
         elif old != new:
             changed.append(section)
-    return [name for name in changed if name != "evaluation.figure_particles"]
+    return changed
+
+
+def _values(parameters: dict[str, JsonValue], stage: str) -> dict[str, JsonValue]:
+    """The parameters of a study as ``stage`` reads them: of what is by subset, that of its own."""
+    notebook, *of = stage.split("-")
+    values = dict(parameters)
+    for section, key in (("data", "max_responses"), ("teacher", "epochs"), ("student", "epochs")):
+        found = values.get(section)
+        if isinstance(found, dict):
+            by_subset = found.get(key)
+            if notebook == "01_data_exploration":  # all data, before they are capped
+                by_subset = None
+            elif of and isinstance(by_subset, dict):
+                by_subset = by_subset.get(of[0])
+            values[section] = found | {key: by_subset}
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict):
+        values["evaluation"] = {k: v for k, v in evaluation.items() if k != "figure_particles"}
+    return values
 
 
 def _data(study: Study) -> dict[str, JsonValue]:
