@@ -86,6 +86,13 @@ def values_of(*sections):
     return STUDY.model_dump_json(include={"seed", "device", *sections})
 
 
+# as zdc_nb.records.DEPENDS_ON has it for the page, which else would call them outdated
+OF_RESULTS = (
+    *("data", "preprocessing", "flow", "teacher", "student"),
+    *("evaluation", "subsets", "setups"),
+)
+
+
 def largest_first(wildcards):
     """`all` holds more responses than any species: begun first, nothing waits for it."""
     return int(wildcards.subset == "all")
@@ -192,7 +199,7 @@ rule student:
         LOGS + "03_student_distillation-{subset}-{setup}.log",
     params:
         parameters=["-r", "subset", "{subset}", "-r", "setup", "{setup}"],
-        values=values_of("data", "preprocessing", "flow", "student", "evaluation"),
+        values=values_of("data", "preprocessing", "flow", "teacher", "student", "evaluation"),
     priority: largest_first
     threads: THREADS
     resources:
@@ -215,7 +222,7 @@ rule ablations:
         LOGS + "04_ablations.log",
     params:
         parameters=[],
-        values=values_of("data", "evaluation"),
+        values=values_of(*OF_RESULTS),
     shell:
         EXECUTE
 
@@ -234,7 +241,7 @@ rule shower_shapes:
         LOGS + "05_shower_shapes.log",
     params:
         parameters=[],
-        values=values_of("data", "evaluation"),
+        values=values_of(*OF_RESULTS),
     shell:
         EXECUTE
 
@@ -253,7 +260,7 @@ rule speed:
         LOGS + "06_speed.log",
     params:
         parameters=[],
-        values=values_of("speed"),
+        values=values_of(*OF_RESULTS, "speed"),
     threads: CORES
     resources:
         gpu=GPUS,
