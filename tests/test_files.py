@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from zdc_nb import files
 from zdc_nb.events import Events
-from zdc_nb.files import data_files, data_identity, data_report, study_events, study_split
+from zdc_nb.files import (
+    data_digest,
+    data_files,
+    data_identity,
+    data_report,
+    study_events,
+    study_split,
+)
 from zdc_nb.files_root import write_root
 from zdc_nb.params import Study, load_study
 from zdc_nb.rows import EventFileError
@@ -447,3 +454,18 @@ def test_the_split_of_a_study_is_capped_seeded_and_disjoint(study: Study) -> Non
         assert_equal(one, other)
     reseeded = study_split(study.model_copy(update={"seed": 1}), "n")
     assert not np.array_equal(reseeded[0].responses, neutrons[0].responses)
+
+
+def test_events_that_are_made_again_have_the_same_digest(study: Study) -> None:
+    assert data_digest(study) is None
+    study_events(study)
+    digest = data_digest(study)
+    assert digest is not None
+    first = (study.artifacts / "data.root").read_bytes()
+    (study.artifacts / "data.root").unlink()
+    study_events(study)
+    assert data_digest(study) == digest
+    assert (study.artifacts / "data.root").read_bytes() != first, "ROOT files hold their time"
+    other = study.model_copy(update={"seed": study.seed + 1})
+    study_events(other)
+    assert data_digest(other) != digest

@@ -15,14 +15,21 @@ from typing import Any
 import uproot
 
 from zdc_nb.events import Events, select_subset, split_events, thin
-from zdc_nb.files_root import MADE_WITH, read_made_with, write_root
+from zdc_nb.files_root import MADE_WITH, read_digest, read_made_with, write_root
 from zdc_nb.params import Study, Subset, derive_seed, project_root
 from zdc_nb.rows import EventFileError, Tally
 from zdc_nb.simulation import VERSION, simulate
 from zdc_nb.sources import find_files, in_order, read_events, read_parts
 from zdc_nb.storage import exclusive, write_atomically
 
-__all__ = ["data_files", "data_identity", "data_report", "study_events", "study_split"]
+__all__ = [
+    "data_digest",
+    "data_files",
+    "data_identity",
+    "data_report",
+    "study_events",
+    "study_split",
+]
 
 _READER = 2
 """Grows when files are read otherwise than before, so that they are read again."""
@@ -141,6 +148,14 @@ def data_report(study: Study) -> dict[str, Any]:
     _make_ready(study)
     made_with = _made_with(study) or {}
     return {"files": _of_each(made_with["files"], "name", "size", "sha256"), **made_with["rows"]}
+
+
+def data_digest(study: Study) -> str | None:
+    """A checksum (SHA-256) of the study's events as they are kept; None where there are none yet.
+
+    Of the values, so that events which are made again have the same.
+    """
+    return read_digest(_kept(study)) if _kept(study).is_file() else None
 
 
 def study_events(study: Study, progress: bool = False) -> Events:

@@ -26,7 +26,7 @@ from zdc_nb.events import FEATURES, FIBRES, Events
 from zdc_nb.rows import LARGEST, EventFileError, Rows, Tally, refusing
 from zdc_nb.storage import write_atomically
 
-__all__ = ["MADE_WITH", "read_made_with", "read_root", "write_root"]
+__all__ = ["MADE_WITH", "read_digest", "read_made_with", "read_root", "write_root"]
 
 _TREE = "zn"
 MADE_WITH = "made_with"
@@ -100,6 +100,12 @@ def read_made_with(path: Path) -> str | None:
     """What :func:`write_root` was told, or None; raises :class:`EventFileError`."""
     with _opened(path) as file:
         return str(file[MADE_WITH]) if MADE_WITH in file else None
+
+
+def read_digest(path: Path) -> str | None:
+    """The checksum of all values that :func:`write_root` left, or None; raises the same."""
+    with _opened(path) as file:
+        return str(file[_DIGEST]) if _DIGEST in file else None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from zdc_nb import __version__
-from zdc_nb.files import data_identity, data_report
+from zdc_nb.files import data_digest, data_identity, data_report
 from zdc_nb.params import ParameterError, Study, notebook_names
 from zdc_nb.storage import write_text
 
@@ -249,9 +249,12 @@ def _values(parameters: dict[str, JsonValue], stage: str) -> dict[str, JsonValue
 
 
 def _data(study: Study) -> dict[str, JsonValue]:
-    """Data files with their checksums and what came of their rows, or what was simulated."""
-    identity = data_identity(study)
-    return identity if study.data.file is None else identity | data_report(study)
+    """Data files with their checksums and what came of their rows, or what was simulated.
+
+    And a checksum of the events that came of it.
+    """
+    data = data_identity(study) | {"digest": data_digest(study)}
+    return data if study.data.file is None else data | data_report(study)
 
 
 def _path(study: Study, stage: str) -> Path:
