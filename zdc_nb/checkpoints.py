@@ -228,7 +228,7 @@ class StopRequest:
     """Notes SIGTERM and SIGINT instead of dying, while used as a context manager.
 
     So that a training can save itself at the end of a step: Slurm sends SIGTERM at a time limit,
-    JupyterLab SIGINT for its stop button, and papermill SIGINT when it gets a SIGTERM itself.
+    and SIGINT comes from JupyterLab's stop button and from :mod:`zdc_nb.execute`.
     In other threads than the main one, signals cannot be caught and nothing is noted.
 
     Attributes
