@@ -116,26 +116,27 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 def disturb(
-    project: Path, study: str, log: Path, kills: int, longest: float, seed: int
+    project: Path, study: str, log: Path, kills: int, longest: float, seed: int, first: int
 ) -> Counter[str]:
-    """Kill the grid again and again, then let it come to its end; what was killed, how often."""
+    """Kill the grid again and again, then let it come to its end; what was killed, how often.
+
+    ``first`` is the number of kills before: ways to kill come in turn.
+    """
     rng = random.Random(seed)
     done: Counter[str] = Counter()
     process = start(project, study, log)
     while done.total() < kills:
         moment = rng.uniform(1, longest)
+        how = KILLS[(first + done.total()) % len(KILLS)]
         time.sleep(moment)
+        while how == "kernel" and process.poll() is None and not kernels_of(process):
+            time.sleep(0.05)
+        if process.poll() == 0:
+            break
         if process.poll() is not None:
-            if process.returncode == 0:
-                break
             # a stage whose kernel was killed has failed, and the rest has come to its end
             process = start(project, study, log)
             continue
-        how = KILLS[(seed + done.total()) % len(KILLS)]
-        while how == "kernel" and not kernels_of(process):
-            time.sleep(0.05)
-            if process.poll() is not None:
-                how = "all"
         stages = kill(process, how, rng)
         done[how] += 1
         print(f"{done.total():3d}  {how:9s} after {moment:4.1f} s: {', '.join(stages) or '-'}")
@@ -167,6 +168,29 @@ def compare(quiet: Path, disturbed: Path, study: str) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
+def disturb_again_and_again(
+    quiet: Path, study: Path, folder: Path, kills: int, longest: float, seed: int
+) -> tuple[Counter[str], list[str], int]:
+    """Kill grids in ``folder``, one after the other, until there were so many kills.
+
+    Returns what was killed and how often, the results that differ from those of ``quiet``, and
+    how many trainings went on from a checkpoint.
+    """
+    done: Counter[str] = Counter()
+    differing, went_on = [], 0
+    while done.total() < kills:
+        project = folder / f"disturbed-{seed}"
+        project.mkdir(parents=True)
+        copy_project(project, study)
+        log = folder / f"{project.name}.log"
+        before = done.total()
+        done += disturb(project, study.stem, log, kills - before, longest, seed, before)
+        differing += compare(quiet, project, study.stem)
+        went_on += log.read_text("utf-8").count("going on from step")
+        seed += 1
+    return done, differing, went_on
+
+
 def main() -> int:
     """Command line, see above."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,19 +210,10 @@ def main() -> int:
         copy_project(quiet, options.study)
         assert finish(quiet, study, folder / "quiet.log") == 0, f"see {folder}/quiet.log"
         print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
-    done: Counter[str] = Counter()
-    differing: list[str] = []
-    begun, went_on = time.monotonic(), 0
-    while done.total() < options.kills:
-        disturbed = folder / f"disturbed-{options.seed}"
-        disturbed.mkdir()
-        copy_project(disturbed, options.study)
-        log = folder / f"{disturbed.name}.log"
-        left = options.kills - done.total()
-        done += disturb(disturbed, study, log, left, options.longest, options.seed)
-        differing += compare(quiet, disturbed, study)
-        went_on += log.read_text("utf-8").count("going on from step")
-        options.seed += 1
+    begun = time.monotonic()
+    done, differing, went_on = disturb_again_and_again(
+        quiet, options.study, folder, options.kills, options.longest, options.seed
+    )
     print(f"killed {done.total()} times ({dict(done)}): {time.monotonic() - begun:.0f} s")
     print(f"trainings that went on from a checkpoint: {went_on}")
     print(f"results that differ: {', '.join(differing) or 'none'}, of {len(results(quiet, study))}")

@@ -3,6 +3,8 @@
 At a small size; `make faults` does the same to the smoke study, twenty times.
 """
 
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -52,14 +54,16 @@ def quiet(new_project: Callable[[], Path]) -> Path:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_tables(
-    quiet: Path, new_project: Callable[[], Path]
+    quiet: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    project = new_project()
-    done = kill_grid.disturb(project, "faulty", project / "log", kills=4, longest=25, seed=3)
+    folder = tmp_path_factory.mktemp("disturbed")
+    study = quiet / "params" / "faulty.yaml"
+    done, differing, _ = kill_grid.disturb_again_and_again(
+        quiet, study, folder, kills=4, longest=20, seed=3
+    )
     assert done == dict.fromkeys(kill_grid.KILLS, 1)
-    assert "going on from step" in (project / "log").read_text("utf-8")
-    assert kill_grid.compare(quiet, project, "faulty") == []
-    left = [path for path in project.rglob(".*.safetensors") if "-" in path.name]
+    assert differing == []
+    left = [path for path in folder.rglob(".*@*") if path.is_file()]
     assert not left
 
 
@@ -89,6 +93,20 @@ def training_kernel(run: psutil.Process, folder: Path) -> psutil.Process:
     return kernel
 
 
+def test_killed_while_it_trains_the_grid_goes_on_from_a_checkpoint(
+    quiet: Path, new_project: Callable[[], Path]
+) -> None:
+    project = new_project()
+    log = project / "log"
+    run = kill_grid.start(project, "faulty", log)
+    training_kernel(run, project / "artifacts" / "faulty" / "checkpoints" / "n")
+    assert kill_grid.kill(run, "all", random.Random(0)) == ["02_teacher_training-n"]
+    assert kill_grid.finish(project, "faulty", log) == 0, log.read_text("utf-8")
+    # that of a training from nothing would have the same numbers
+    assert "teacher n: going on from step" in log.read_text("utf-8")
+    assert kill_grid.compare(quiet, project, "faulty") == []
+
+
 def test_a_training_alone_goes_on_after_papermill_was_told_to_stop(
     quiet: Path, new_project: Callable[[], Path]
 ) -> None:
@@ -96,9 +114,12 @@ def test_a_training_alone_goes_on_after_papermill_was_told_to_stop(
     project = new_project()
     command = ["papermill", "notebooks/02_teacher_training.ipynb", "out.ipynb"]
     parameters = ["-p", "study", "params/faulty.yaml", "-p", "subset", "n"]
+    # as many as in the grid: another number of threads adds up in another order
+    threads = {f"{name}_NUM_THREADS": "2" for name in ("OMP", "MKL", "NUMBA")}
     run = psutil.Popen(
         [sys.executable, "-m", *command, *parameters],
         cwd=project,
+        env=os.environ | threads,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -110,6 +131,7 @@ def test_a_training_alone_goes_on_after_papermill_was_told_to_stop(
     again = subprocess.run(
         [sys.executable, "-m", *command, *parameters],
         cwd=project,
+        env=os.environ | threads,
         capture_output=True,
         text=True,
         check=False,

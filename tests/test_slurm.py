@@ -318,12 +318,14 @@ def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
     number = sbatch(cluster, grid.project, "02_teacher_training", *study)
     log = grid.project / f"zdc-notebook-{number}.log"
     try:
-        # the training has begun
-        while not (log.exists() and "responses" in log.read_text("utf-8")):
+        # opened when the training begins
+        curves = grid.project / "reports" / "long" / "tensorboard" / "teacher" / "n"
+        while not list(curves.glob("events.*")):
             assert job_of(cluster, number)["JobState"] in {"PENDING", "RUNNING"}, log.read_text(
                 "utf-8"
             )
             time.sleep(0.3)
+        time.sleep(1)
         run_out_of_time(cluster, number)
         while (job := job_of(cluster, number))["Restarts"] == "0":
             assert job["JobState"] in {"RUNNING", "COMPLETING", "PENDING"}, log.read_text("utf-8")
