@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import uproot
-from numpy.typing import NDArray
 
+from tests.event_sets import assert_equal, table_of, write_pair
 from zdc_nb import files
 from zdc_nb.events import Events
 from zdc_nb.files import (
@@ -35,24 +35,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def events() -> Events:
     return simulate(300, 5, 0, seed=3)
-
-
-def assert_equal(one: Events, other: Events) -> None:
-    for name in ("pdg", "features", "responses", "particle"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
-def write_pair(folder: Path, table: NDArray[Any], counts: NDArray[Any]) -> tuple[Path, Path]:
-    paths = folder / "data_particles.npz", folder / "data_responses.npz"
-    np.savez(paths[0], table)
-    np.savez_compressed(paths[1], counts)
-    return paths
-
-
-def table_of(events: Events, columns: int) -> NDArray[np.float64]:
-    return np.column_stack([events.features, events.pdg, events.photon_sum])[:, :columns]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.event_sets import assert_equal, table_of, write_pair
 from zdc_nb import files_npz
 from zdc_nb.events import Events
 from zdc_nb.rows import EventFileError
@@ -24,27 +25,9 @@ def events() -> Events:
     return simulate(300, 5, 0, seed=3)
 
 
-def assert_equal(one: Events, other: Events) -> None:
-    for name in ("pdg", "features", "responses", "particle"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 def numbered_anew(events: Events) -> Events:
     """With the numbers of particles that these events have by themselves."""
     return Events.from_arrays(events.pdg, events.features, events.responses)
-
-
-def write_pair(folder: Path, table: NDArray[Any], counts: NDArray[Any]) -> tuple[Path, Path]:
-    paths = folder / "data_particles.npz", folder / "data_responses.npz"
-    np.savez(paths[0], table)
-    np.savez_compressed(paths[1], counts)
-    return paths
-
-
-def table_of(events: Events, columns: int) -> NDArray[np.float64]:
-    return np.column_stack([events.features, events.pdg, events.photon_sum])[:, :columns]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.uint8, np.uint16])

@@ -12,6 +12,7 @@ import uproot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.event_sets import assert_equal
 from zdc_nb import files_root
 from zdc_nb.events import FEATURES, Events
 from zdc_nb.files_root import read_made_with, write_root
@@ -25,13 +26,6 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture(scope="module")
 def events() -> Events:
     return simulate(300, 5, 0, seed=3)
-
-
-def assert_equal(one: Events, other: Events) -> None:
-    for name in ("pdg", "features", "responses", "particle"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 def write_tree(path: Path, branches: dict[str, Any], tree: str = "zn") -> Path:
