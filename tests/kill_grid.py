@@ -95,7 +95,8 @@ def kill(process: psutil.Process, how: str, rng: random.Random) -> list[str]:
     if how == "snakemake":
         victims = [process]
     elif how == "kernel":
-        victims = [rng.choice(kernels_of(process))]
+        # the last one may just have come to its end
+        victims = [rng.choice(kernels)] if (kernels := kernels_of(process)) else everyone
     elif how == "term":
         number = signal.SIGTERM
     for victim in victims:
