@@ -66,9 +66,7 @@ class Tracker:
         self.close()
 
 
-def open_tracker(
-    study: Study, stage: str, resume_step: int = 0, config: dict[str, Any] | None = None
-) -> Tracker:
+def open_tracker(study: Study, stage: str, resume_step: int = 0) -> Tracker:
     """Open the curves of one training.
 
     Parameters
@@ -81,8 +79,6 @@ def open_tracker(
         0 begins anew: the curves of an earlier training of this stage are removed. Otherwise the
         curves go on after this optimiser step, and points beyond it, which a training logged
         between its last checkpoint and its end, give way to those logged now.
-    config
-        what W&B shows beside the study's parameters.
 
     Raises
     ------
@@ -95,7 +91,7 @@ def open_tracker(
             if earlier.exists():
                 shutil.rmtree(earlier)
     # before anything is written: a key that is missing is told at once
-    run = _wandb_run(study, stage, resume_step > 0, config) if study.tracking == "wandb" else None
+    run = _wandb_run(study, stage, resume_step > 0) if study.tracking == "wandb" else None
     return Tracker(SummaryWriter(folder, purge_step=resume_step + 1 if resume_step else None), run)
 
 
@@ -127,7 +123,7 @@ def _folder(study: Study, kind: str, stage: str) -> Path:
     return study.reports.joinpath(kind, *stage.split("/"))
 
 
-def _wandb_run(study: Study, stage: str, resume: bool, config: dict[str, Any] | None = None) -> Any:
+def _wandb_run(study: Study, stage: str, resume: bool) -> Any:
     """The W&B run of a stage, offline where ``WANDB_MODE=offline`` says so."""
     folder = _folder(study, "wandb", stage)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +151,7 @@ def _wandb_run(study: Study, stage: str, resume: bool, config: dict[str, Any] | 
             # not the one of the process: a notebook may train a teacher and then its student
             reinit="create_new",
             dir=folder,
-            config=study.model_dump(mode="json") | (config or {}),
+            config=study.model_dump(mode="json"),
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
     except wandb.Error as error:
