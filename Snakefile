@@ -33,7 +33,7 @@ LOGS = REPORTS + "/logs/"
 DATA = ARTIFACTS + "/data.root"
 DATA_FILES = []
 if STUDY.data.file is not None:
-    from zdc_nb.files import data_files
+    from zdc_nb.study.dataset import data_files
 
     DATA_FILES = [str(path) for path in data_files(STUDY)]
 for path in (ARTIFACTS, REPORTS, *DATA_FILES):
@@ -52,7 +52,7 @@ if CORES is None or workflow.remote_exec:
     THREADS = CORES = 1
 else:
     # Not above: snakemake starts twice in every job of a cluster, and torch takes its time.
-    from zdc_nb.training import choose_device
+    from zdc_nb.hardware import choose_device
 
     SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
     THREADS = max(1, CORES // SIDE_BY_SIDE)
@@ -86,7 +86,7 @@ def values_of(*sections):
     return STUDY.model_dump_json(include={"seed", "device", *sections})
 
 
-# as zdc_nb.records.DEPENDS_ON has it for the page, which else would call them outdated
+# as zdc_nb.study.runs.DEPENDS_ON has it for the page, which else would call them outdated
 OF_RESULTS = (
     *("data", "preprocessing", "flow", "teacher", "student"),
     *("evaluation", "subsets", "setups"),
@@ -101,7 +101,7 @@ def largest_first(wildcards):
 # The job ends with the process that waits for it, this one or that of a cluster's job.
 EXECUTE = """
 export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
-exec {PYTHON:q} -m zdc_nb.execute {input.notebook:q} {output.notebook:q} --parent $PPID \
+exec {PYTHON:q} -m zdc_nb.study.execute {input.notebook:q} {output.notebook:q} --parent $PPID \
     -r study {STUDY_FILE:q} {params.parameters:q} 2> {log:q}
 """
 
@@ -123,7 +123,7 @@ rule index:
     params:
         values=values_of(*type(STUDY).model_fields),
     shell:
-        "{PYTHON:q} -m zdc_nb.reports {STUDY_FILE:q}"
+        "{PYTHON:q} -m zdc_nb.study.report {STUDY_FILE:q}"
 
 
 rule html:
@@ -271,7 +271,7 @@ rule speed:
 onerror:
     # the page shows what failed beside what is there; a job's own log is enough for that job
     if workflow.is_main_process:
-        from zdc_nb.reports import build_index, describe_failures, failed_pages
+        from zdc_nb.study.report import build_index, describe_failures, failed_pages
 
         Path(COMPLETE).unlink(missing_ok=True)
         failed_pages(STUDY)

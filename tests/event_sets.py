@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zdc_nb.events import Events
+from zdc_nb.data.events import Events
 
 
 def assert_equal(one: Events, other: Events) -> None:

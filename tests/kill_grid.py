@@ -77,8 +77,8 @@ def notebooks_of(processes: list[psutil.Process]) -> list[str]:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             line = process.cmdline()
-            if "zdc_nb.execute" in line:
-                found.append(Path(line[line.index("zdc_nb.execute") + 2]).stem)
+            if "zdc_nb.study.execute" in line:
+                found.append(Path(line[line.index("zdc_nb.study.execute") + 2]).stem)
     return sorted(set(found))
 
 

@@ -18,15 +18,17 @@ import pytest
 import torch
 import yaml
 
-from zdc_nb import bench_tables, benchmark, peers
-from zdc_nb.bench_params import CASES, BenchParams, load_bench
-from zdc_nb.benchmark import Benchmark, Record, run_benchmark
-from zdc_nb.contenders import Ours, compulsory_bytes, useful_flop
-from zdc_nb.findings import benchmark_findings
-from zdc_nb.flows import Student, Teacher
+from zdc_nb.bench import libraries as peers
+from zdc_nb.bench import results as bench_tables
+from zdc_nb.bench import run as benchmark
+from zdc_nb.bench.cases import CASES, BenchParams, load_bench
+from zdc_nb.bench.contenders import Ours, compulsory_bytes, useful_flop
+from zdc_nb.bench.libraries import NflowsPeer, PyroPeer, dense_layers
+from zdc_nb.bench.results import benchmark_findings
+from zdc_nb.bench.run import Benchmark, Record, run_benchmark
+from zdc_nb.flows.maf_iaf import Student, Teacher
+from zdc_nb.generator.encoding import DIM
 from zdc_nb.params import ParameterError, load_study
-from zdc_nb.peers import NflowsPeer, PyroPeer, dense_layers
-from zdc_nb.preprocessing import DIM
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from particle import Particle
 
-from zdc_nb import figures_data
-from zdc_nb.calibration import (
+from zdc_nb.data import figures as figures_data
+from zdc_nb.data.calibration import (
     UNITS,
     calibration_findings,
     calibration_sample,
@@ -20,10 +20,10 @@ from zdc_nb.calibration import (
     example_table,
     published_facts,
 )
-from zdc_nb.detector import diversity
-from zdc_nb.events import FEATURES, Events
+from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.simulation import simulate
+from zdc_nb.detector.observables import diversity
 from zdc_nb.params import load_study
-from zdc_nb.simulation import simulate
 
 ROOT = Path(__file__).parents[1]
 FACTS = ROOT / "zdc_nb" / "published" / "zn_marginals.json"

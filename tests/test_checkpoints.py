@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 import torch
 
-from zdc_nb.checkpoints import Checkpoint, StopRequest, TrainingInterrupted
-from zdc_nb.events import Events, split_events
+from zdc_nb.data.events import Events, split_events
+from zdc_nb.data.simulation import simulate
+from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.params import Study, load_study
-from zdc_nb.simulation import simulate
-from zdc_nb.training import Surrogate, distil_student, train_teacher
+from zdc_nb.training.checkpoints import Checkpoint, StopRequest, TrainingInterrupted
+from zdc_nb.training.trainers import distil_student, train_teacher
 
 SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
 Result = tuple[Surrogate, pd.DataFrame]
@@ -172,7 +173,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_not_used(
     elif damage == "other":
         made_with = "other"
     else:
-        monkeypatch.setattr("zdc_nb.checkpoints._code", lambda: "other code")
+        monkeypatch.setattr("zdc_nb.training.checkpoints._code", lambda: "other code")
     checkpoint = Checkpoint(path, made_with, 1e9)
     result = train_teacher(parts[0], parts[1], tiny(), "all", checkpoint=checkpoint)
     assert "beginning anew" in (printed := capsys.readouterr().out)
@@ -205,11 +206,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, str(Path({tests!r})))
 import test_checkpoints as t
-from zdc_nb.checkpoints import Checkpoint
-from zdc_nb.events import split_events
-from zdc_nb.simulation import simulate
+from zdc_nb.training.checkpoints import Checkpoint
+from zdc_nb.data.events import split_events
+from zdc_nb.data.simulation import simulate
 from zdc_nb.storage import write_csv
-from zdc_nb.training import save_surrogate, train_teacher
+from zdc_nb.generator.surrogate import save_surrogate
+from zdc_nb.training.trainers import train_teacher
 import resource
 if {limit}:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
@@ -220,7 +222,7 @@ folder = Path({folder!r})
 checkpoint = Checkpoint(folder / "a.safetensors", "any", 0.0)
 print("training", flush=True)
 surrogate, history = train_teacher(parts[0], parts[1], t.tiny(), "all", checkpoint=checkpoint)
-save_surrogate(surrogate, folder / "model.safetensors", "any")
+save_surrogate(surrogate, folder / "model.safetensors")
 write_csv(history, folder / "history.csv")
 """
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.detector import (
+from zdc_nb.detector.observables import (
     channel_masks,
     channel_sums,
     containment_radius,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from zdc_nb.detector import channel_masks, containment_radius, shower_centre
-from zdc_nb.evaluation import (
+from zdc_nb.data.events import Events
+from zdc_nb.detector.observables import channel_masks, containment_radius, shower_centre
+from zdc_nb.evaluation.metrics import (
     BASELINES,
     METRICS,
     QUANTITIES,
@@ -30,7 +31,6 @@ from zdc_nb.evaluation import (
     table1,
     table2,
 )
-from zdc_nb.events import Events
 from zdc_nb.params import SETUPS, SUBSETS
 
 ALL_METRICS = (*METRICS, *(f"{q} {e}" for q, e in product(QUANTITIES, ("MAE", "RMSE"))))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.events import FEATURES, PDG, Events, select_subset, split_events, thin
+from zdc_nb.data.events import FEATURES, PDG, Events, select_subset, split_events, thin
 
 
 def make_events(groups: list[int], pdg: int = 22) -> Events:

@@ -21,7 +21,7 @@ SAVED = """it's "saved" $(touch run); `touch run`"""
 TRAINING = """
 import time
 from pathlib import Path
-from zdc_nb.checkpoints import StopRequest, TrainingInterrupted
+from zdc_nb.training.checkpoints import StopRequest, TrainingInterrupted
 
 with StopRequest() as stop:
     print("training", flush=True)
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Start:
             metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
         )
         nbformat.write(notebook, tmp_path / "in.ipynb")
-        command = [sys.executable, "-m", "zdc_nb.execute", "in.ipynb", "out/it.ipynb"]
+        command = [sys.executable, "-m", "zdc_nb.study.execute", "in.ipynb", "out/it.ipynb"]
         if parent is not None:
             command += ["--parent", str(parent)]
         return subprocess.Popen(

@@ -13,9 +13,14 @@ import pytest
 import uproot
 
 from tests.event_sets import assert_equal, table_of, write_pair
-from zdc_nb import files
-from zdc_nb.events import Events
-from zdc_nb.files import (
+from zdc_nb.data.events import Events
+from zdc_nb.data.readers import read_parts
+from zdc_nb.data.root import write_root
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
+from zdc_nb.params import Study, load_study
+from zdc_nb.study import dataset as files
+from zdc_nb.study.dataset import (
     data_digest,
     data_files,
     data_identity,
@@ -23,11 +28,6 @@ from zdc_nb.files import (
     study_events,
     study_split,
 )
-from zdc_nb.files_root import write_root
-from zdc_nb.params import Study, load_study
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import read_parts
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zdc_nb.events import Events
-from zdc_nb.files_root import write_root
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import read_events
+from zdc_nb.data.events import Events
+from zdc_nb.data.readers import read_events
+from zdc_nb.data.root import write_root
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
 
 Change = tuple[str, int, bytes]
 

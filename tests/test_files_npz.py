@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.event_sets import assert_equal, table_of, write_pair
-from zdc_nb import files_npz
-from zdc_nb.events import Events
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import read_events
+from zdc_nb.data import npz as files_npz
+from zdc_nb.data.events import Events
+from zdc_nb.data.readers import read_events
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
 
 
 @pytest.fixture(scope="module")

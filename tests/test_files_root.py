@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.event_sets import assert_equal
-from zdc_nb import files_root
-from zdc_nb.events import FEATURES, Events
-from zdc_nb.files_root import read_made_with, write_root
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import read_events
+from zdc_nb.data import root as files_root
+from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.readers import read_events
+from zdc_nb.data.root import read_made_with, write_root
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from particle import Particle
 
-from zdc_nb import files_text
-from zdc_nb.events import Events
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import read_events
+from zdc_nb.data import o2_text as files_text
+from zdc_nb.data.events import Events
+from zdc_nb.data.readers import read_events
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
 
 HEADER = "Detector,Pdg,Energy,Vx,Vy,Vz,Px,Py,Pz,PhotonSum"
 

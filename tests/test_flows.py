@@ -15,8 +15,9 @@ from pyro.distributions.transforms import ConditionalSplineAutoregressive as Sto
 from scipy.integrate import simpson
 from scipy.stats import chi2, kstest
 
-from zdc_nb import splines
-from zdc_nb.flows import (
+from zdc_nb.flows import splines
+from zdc_nb.flows.made import TriangularLinear, hidden_degrees
+from zdc_nb.flows.maf_iaf import (
     Passage,
     Student,
     Teacher,
@@ -25,9 +26,8 @@ from zdc_nb.flows import (
     start_from_marginals,
     start_from_teacher,
 )
-from zdc_nb.made import TriangularLinear, hidden_degrees
+from zdc_nb.flows.splines import rational_quadratic_spline
 from zdc_nb.params import load_study
-from zdc_nb.splines import rational_quadratic_spline
 
 PARAMS = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml").flow
 CONTEXT = 3
@@ -366,7 +366,7 @@ def test_panels_are_solved_alike_with_and_without_a_kernel(monkeypatch, kind, bl
     model = flow(kind, dim=150, hidden=90, blocks=blocks).double()
     y, context = (t.double() for t in points(5, 150))
     compiled = model._backwards(y.T.contiguous(), context)
-    monkeypatch.setattr("zdc_nb.passes.solve_panel", splines._plain_solve_panel)
+    monkeypatch.setattr("zdc_nb.flows.autoregressive.solve_panel", splines._plain_solve_panel)
     plain = model._backwards(y.T.contiguous(), context)
     for a, b in zip(compiled, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
@@ -496,7 +496,7 @@ def test_rounded_products_stay_near():
 
 @pytest.mark.parametrize("can", [False, True])
 def test_automatic_precision_is_what_the_machine_has(monkeypatch, can):
-    monkeypatch.setattr("zdc_nb.made.has_bfloat16", lambda _: can)
+    monkeypatch.setattr("zdc_nb.flows.made.has_bfloat16", lambda _: can)
     network = flow(Teacher, precision="auto").networks[0]
     assert network.working_type(torch.zeros(1)) == (torch.bfloat16 if can else torch.float32)
 

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zdc_nb import kernels_cuda
-from zdc_nb.splines import rational_quadratic_spline
+from zdc_nb.flows import splines_triton as kernels_cuda
+from zdc_nb.flows.splines import rational_quadratic_spline
 
 BOUND = 14.0
 UNWRITTEN = 7.5

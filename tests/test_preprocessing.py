@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.special import logit
 from scipy.stats import kstest
 
-from zdc_nb.events import Events
-from zdc_nb.params import load_study
-from zdc_nb.preprocessing import (
+from zdc_nb.data.events import Events
+from zdc_nb.data.simulation import CROSSING_OFFSET, FACE, IP_DISTANCE
+from zdc_nb.generator.encoding import (
     DIM,
     ConditionScaler,
     counts_from_noised,
@@ -21,7 +21,7 @@ from zdc_nb.preprocessing import (
     noised_from_flow,
     raw_conditions,
 )
-from zdc_nb.simulation import CROSSING_OFFSET, FACE, IP_DISTANCE
+from zdc_nb.params import load_study
 
 PARAMS = load_study(Path(__file__).parents[1] / "params" / "small.yaml").preprocessing
 FLOOR = PARAMS.model_copy(update={"denoise": "floor"})

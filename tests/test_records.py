@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from zdc_nb import records
 from zdc_nb.params import ParameterError, Study, load_study, notebook_names
-from zdc_nb.records import PACKAGES, load_records, start
+from zdc_nb.study import runs as records
+from zdc_nb.study.runs import PACKAGES, load_records, start
 
 ROOT = Path(__file__).parents[1]
 STAGE = "02_teacher_training-all"

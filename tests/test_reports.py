@@ -23,8 +23,11 @@ import torch
 from bs4 import BeautifulSoup, Tag
 from nbconvert.exporters import HTMLExporter
 
-from zdc_nb import records
-from zdc_nb.evaluation import (
+from zdc_nb.evaluation.conclusions import (
+    ablation_findings,
+    shape_findings,
+)
+from zdc_nb.evaluation.metrics import (
     BASELINES,
     METRICS,
     QUANTITIES,
@@ -32,14 +35,16 @@ from zdc_nb.evaluation import (
     table1,
     table2,
 )
-from zdc_nb.findings import (
-    ablation_findings,
-    engine_findings,
-    shape_findings,
-    speed_findings,
-)
 from zdc_nb.params import SETUPS, Study, load_study, notebook_names
-from zdc_nb.reports import build_index, describe_failures, failed_pages, main, unfinished_stages
+from zdc_nb.study import runs as records
+from zdc_nb.study.report import (
+    build_index,
+    describe_failures,
+    failed_pages,
+    main,
+    unfinished_stages,
+)
+from zdc_nb.study.speed import engine_findings, speed_findings
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 4, 22, 50, tzinfo=UTC)
@@ -872,7 +877,7 @@ def test_command_says_whether_all_is_done(
     assert capsys.readouterr().out.splitlines() == [str(study.reports / "index.html")]
     fail(study, "06_speed")
     failed = subprocess.run(
-        [sys.executable, "-m", "zdc_nb.reports", "params/small.yaml"],
+        [sys.executable, "-m", "zdc_nb.study.report", "params/small.yaml"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import zdc_nb
-from zdc_nb.bench_params import load_bench
+from zdc_nb.bench.cases import load_bench
 from zdc_nb.params import load_study
 
 ROOT = Path(__file__).parents[1]

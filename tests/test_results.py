@@ -10,12 +10,16 @@ import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm
 
-from zdc_nb import figures_results as figures
-from zdc_nb.evaluation import BASELINES, METRICS, published_table
-from zdc_nb.events import Events
-from zdc_nb.findings import ablation_findings, kept_terms, shape_findings, speed_findings
+from zdc_nb.data.events import Events
+from zdc_nb.evaluation import figures
+from zdc_nb.evaluation.conclusions import (
+    ablation_findings,
+    kept_terms,
+    shape_findings,
+)
+from zdc_nb.evaluation.metrics import BASELINES, METRICS, published_table
 from zdc_nb.params import SETUPS
-from zdc_nb.speed import speed_ratio, time_sampling
+from zdc_nb.study.speed import speed_findings, speed_ratio, time_sampling
 
 
 def test_times_are_medians_per_sample_and_models_take_turns() -> None:

@@ -9,9 +9,9 @@ import pytest
 from particle import Particle
 from scipy import sparse
 
-from zdc_nb.events import FEATURES
-from zdc_nb.rows import EventFileError, Rows, Tally, mass_and_charge, nearest_species
-from zdc_nb.simulation import SPECIES
+from zdc_nb.data.events import FEATURES
+from zdc_nb.data.simulation import SPECIES
+from zdc_nb.data.validation import EventFileError, Rows, Tally, mass_and_charge, nearest_species
 
 
 def test_the_nearest_species_finds_every_species_but_neutral_antiparticles() -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from particle import Particle
 from scipy import stats
 
-from zdc_nb import simulation
-from zdc_nb.events import FEATURES, Events
-from zdc_nb.simulation import (
+from zdc_nb.data import simulation
+from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.simulation import (
     CROSSING_OFFSET,
     DECAYS,
     FACE,
@@ -349,7 +349,7 @@ def test_a_processor_without_vector_units_gives_the_same(tiny: Events) -> None:
     """numpy's exponentials and square roots may differ in the last bit between processors."""
     features = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR ASIMDHP ASIMDDP ASIMDFHM SVE"
     code = (
-        "import hashlib; from zdc_nb.simulation import simulate; "
+        "import hashlib; from zdc_nb.data.simulation import simulate; "
         "e = simulate(2000, 10, 10, seed=5); "
         "print(hashlib.sha256(e.features.tobytes() + e.responses.tobytes()).hexdigest())"
     )

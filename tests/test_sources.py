@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zdc_nb.events import Events
-from zdc_nb.files_root import write_root
-from zdc_nb.rows import EventFileError
-from zdc_nb.simulation import simulate
-from zdc_nb.sources import find_files, read_events
+from zdc_nb.data.events import Events
+from zdc_nb.data.readers import find_files, read_events
+from zdc_nb.data.root import write_root
+from zdc_nb.data.simulation import simulate
+from zdc_nb.data.validation import EventFileError
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from nflows.transforms.splines.rational_quadratic import (
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch.nn.functional import softplus
 
-from zdc_nb.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
+from zdc_nb.flows.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
 
 BOUND = 14.0
 ENGINES = ["fused", "reference"]

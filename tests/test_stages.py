@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from zdc_nb import stages, training
+from zdc_nb.generator.surrogate import save_surrogate
 from zdc_nb.params import ParameterError, Study, load_study
-from zdc_nb.storage import ArtefactError, read_sidecar, sidecar
-from zdc_nb.training import save_surrogate
+from zdc_nb.storage import ArtefactError, read_sidecar, sidecar, write_artefact
+from zdc_nb.study import stages
+from zdc_nb.training import trainers as training
 
 SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
 
@@ -97,7 +98,8 @@ def test_a_student_of_another_teacher_is_refused(study: Study) -> None:
     try:
         teacher = stages.load_model(study, "n", "teacher")
         teacher.flow.networks[0].last.bias[0] += 1
-        save_surrogate(teacher, path, read_sidecar(path)["made_with"])
+        with write_artefact(path, read_sidecar(path)["made_with"]) as temporary:
+            save_surrogate(teacher, temporary)
         stages.load_model(study, "n", "teacher")
         with pytest.raises(ArtefactError, match=r"bs\.safetensors: .*trained_teacher"):
             stages.load_model(study, "n", "bs")

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zdc_nb.params import Study, load_study
-from zdc_nb.tracking import log_metrics, open_tracker
+from zdc_nb.training.tracking import log_metrics, open_tracker
 
 ROOT = Path(__file__).parents[1]
 STAGE = "student/all/bs+ch"
@@ -255,7 +255,7 @@ def test_wandb_without_a_key_says_what_to_do(
         done = run(TRACKED, tmp_path, WANDB_MODE="online", HOME=str(tmp_path), **environment)
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("zdc_nb.tracking.TrackingError: ")
+    assert message.startswith("zdc_nb.training.tracking.TrackingError: ")
     for way in ("wandb login", "WANDB_API_KEY", "WANDB_MODE=offline", "tracking: tensorboard"):
         assert way in message
 

@@ -7,27 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from zdc_nb import training
-from zdc_nb.detector import channel_sums
-from zdc_nb.events import Events, split_events
-from zdc_nb.flows import Student, Teacher, start_from_teacher
+from zdc_nb.data.events import Events, split_events
+from zdc_nb.data.simulation import simulate
+from zdc_nb.detector.observables import channel_sums
+from zdc_nb.flows.maf_iaf import Student, Teacher, start_from_teacher
+from zdc_nb.generator.encoding import DIM, encode_responses
+from zdc_nb.generator.surrogate import DivergenceError, load_surrogate, save_surrogate
+from zdc_nb.hardware import choose_device
 from zdc_nb.params import Study, derive_seed, load_study
-from zdc_nb.preprocessing import DIM, encode_responses
-from zdc_nb.simulation import simulate
-from zdc_nb.storage import check_artefact
-from zdc_nb.training import (
+from zdc_nb.storage import check_artefact, write_artefact
+from zdc_nb.training import trainers as training
+from zdc_nb.training.trainers import (
     DISTILLATION_TERMS,
-    DivergenceError,
     _learning_rate,
     channel_fractions,
-    choose_device,
     combined_loss,
     distil_student,
     distillation_step,
     distillation_terms,
     likelihood_step,
-    load_surrogate,
-    save_surrogate,
     train_teacher,
 )
 
@@ -259,7 +257,8 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 
 def test_trained_models_come_back_whole(tmp_path, parts, taught):
     path = tmp_path / "teacher.safetensors"
-    save_surrogate(taught[0], path, {"seed": 3})
+    with write_artefact(path, {"seed": 3}) as temporary:
+        save_surrogate(taught[0], temporary)
     check_artefact(path, {"seed": 3})
     loaded = load_surrogate(path, torch.device("cpu"))
     first, second = (s.generate(parts[2], seed=5, batch=8) for s in (taught[0], loaded))

@@ -10,15 +10,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ArtefactError",
@@ -26,6 +30,7 @@ __all__ = [
     "checksum",
     "exclusive",
     "read_sidecar",
+    "save_tensors",
     "sidecar",
     "sweep",
     "write_artefact",
@@ -117,6 +122,20 @@ def write_text(text: str, path: Path) -> None:
     """Write ``text`` in UTF-8."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write a safetensors file; ``OSError`` where that fails, as from other ways to write."""
+    from safetensors import SafetensorError  # noqa: PLC0415 - torch takes its time
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        # of the system's error it keeps the text alone
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 # --- Artefacts ----------------------------------------------------------------------------------

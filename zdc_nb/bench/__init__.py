@@ -1,0 +1,1 @@
+"""How fast this project is beside other libraries."""

@@ -1,0 +1,1 @@
+"""Responses and the particles that caused them: simulated, or read from files."""

@@ -1,0 +1,302 @@
+"""Figures and tables of the events that a study runs on, and how a response is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
+from particle import InvalidParticle, Particle, ParticleNotFound
+
+from zdc_nb.data.calibration import published_facts
+from zdc_nb.data.events import FEATURES, PDG, Events
+from zdc_nb.detector.observables import diversity
+
+__all__ = [
+    "diversity_figure",
+    "draw_response",
+    "finish_faces",
+    "gallery_figure",
+    "group_table",
+    "groups_figure",
+    "light_figure",
+    "repeats_figure",
+    "species_symbol",
+    "species_table",
+    "spectra_figure",
+    "styled_calibration",
+]
+
+OTHER = "all others"
+SHOWN = (22, 2112, 3122, 310, 3222)
+"""PDG codes in :func:`repeats_figure`: the photon, for its steadiness, and the paper's subsets."""
+
+LEADING = 5
+"""Species that spectra show apart; the rest is one line."""
+
+_ENERGY = FEATURES.index("energy")
+
+
+def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> Figure:
+    """Pictures of single responses on one logarithmic scale of colour.
+
+    ``chosen`` are positions of events, as from
+    :func:`zdc_nb.evaluation.figures.choose_examples`.
+    """
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.9, 3.1 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    shown = events[np.asarray(chosen)]
+    responses = shown.responses
+    for k, axis in enumerate(axes.flat[: len(shown)]):
+        image = draw_response(axis, responses[k], int(responses.max()))
+        axis.set_title(
+            f"{species_symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
+            f"{shown.photon_sum[k]} photons in {shown.lit_fibres[k]} fibres",
+            fontsize=9,
+        )
+    for axis in axes.flat[len(chosen) :]:
+        axis.set_visible(False)
+    finish_faces(figure, axes, image)
+    figure.suptitle("Responses of the neutron ZDC, 44 x 44 fibres, to single particles")
+    return figure
+
+
+def repeats_figure(events: Events, count: int) -> Figure:
+    """Several responses to one and the same particle, a row for each of some species.
+
+    The species are :data:`SHOWN`, as far as there are responses to them, or else the most frequent
+    one. Of each it is the particle of the largest f_div, where the repeats differ most; of its
+    responses, up to ``count`` at even ranks of the photon sum, from the dimmest to the brightest.
+    """
+    codes, frequency = np.unique(events.pdg, return_counts=True)
+    species = [pdg for pdg in SHOWN if pdg in codes] or [int(codes[frequency.argmax()])]
+    rows = [_repeats(events, pdg, count) for pdg in species]
+    figure = Figure(figsize=(2.3 * count + 1.4, 2.5 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
+    brightest = int(events[np.concatenate(rows)].light.max())
+    for line, positions in zip(axes, rows, strict=True):
+        for axis, response in zip(line, events[positions].responses, strict=False):
+            image = draw_response(axis, response, brightest)
+        for axis in line[len(positions) :]:
+            axis.set_visible(False)
+    finish_faces(figure, axes, image)
+    for axis, positions in zip(axes[:, 0], rows, strict=True):
+        name = species_symbol(int(events.pdg[positions[0]]))
+        energy = events.features[positions[0], _ENERGY]
+        axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
+    figure.suptitle("Each row: one particle, simulated again and again; dim to bright")
+    return figure
+
+
+def draw_response(axis: Axes, response: NDArray[Any], brightest: int) -> AxesImage:
+    """A picture of one response, with its photon sum above; fibres without light stay white.
+
+    ``brightest`` is the number of photons (in a fibre) at which the logarithmic scale ends.
+    """
+    axis.set_title(f"{int(response.sum())} photons", fontsize=9)
+    light = np.ma.masked_less(response, 1)
+    norm = LogNorm(1, max(brightest, 2))
+    return axis.imshow(light, norm=norm, cmap="viridis", interpolation="nearest")
+
+
+def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
+    """Name rows and columns of a grid of :func:`draw_response`, and its scale of colour."""
+    for axis in axes[-1]:
+        axis.set_xlabel("column (fibre)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("row (fibre)")
+    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
+
+
+def species_symbol(pdg: int) -> str:
+    """A particle's symbol for a label of a figure, or its PDG code where it has none."""
+    try:
+        return f"${Particle.from_pdgid(pdg).latex_name}$"
+    except (InvalidParticle, ParticleNotFound):
+        return f"PDG {pdg}"
+
+
+def species_table(events: Events) -> pd.DataFrame:
+    """One row for each species, the most frequent first.
+
+    Columns: pdg, name, mass (MeV), charge (e), particles (unique ones), responses, fraction,
+    published (fraction, where published), energy_mean (GeV), photons_median, f_div_median
+    (photons, over particles with at least two responses).
+    """
+    facts = published_facts()["paper_2512.20346"]["fraction_by_species"]
+    published = {pdg: facts[subset] for subset, pdg in PDG.items()}
+    groups = group_table(events)
+    frame = pd.DataFrame(
+        {
+            "pdg": events.pdg,
+            "mass": events.features[:, FEATURES.index("mass")],
+            "charge": events.features[:, FEATURES.index("charge")],
+            "energy": events.features[:, _ENERGY],
+            "photons": events.photon_sum,
+        }
+    ).groupby("pdg")
+    table = frame.agg(
+        mass=("mass", "median"),
+        charge=("charge", "median"),
+        responses=("pdg", "size"),
+        energy_mean=("energy", "mean"),
+        photons_median=("photons", "median"),
+    )
+    repeated = groups[groups["responses"] > 1]
+    table.insert(0, "name", [_name(int(str(pdg))) for pdg in table.index])
+    table.insert(3, "particles", groups.groupby("pdg").size())
+    table.insert(5, "fraction", table["responses"] / len(events))
+    table.insert(6, "published", table.index.map(published).astype(float))
+    table["f_div_median"] = repeated.groupby("pdg")["f_div"].median()
+    return table.sort_values("responses", ascending=False, kind="stable").reset_index()
+
+
+def group_table(events: Events) -> pd.DataFrame:
+    """One row for each unique particle: pdg, responses (their number), f_div (photons)."""
+    _, first, counts = np.unique(events.particle, return_index=True, return_counts=True)
+    f_div = diversity(events.light, events.particle)
+    return pd.DataFrame({"pdg": events.pdg[first], "responses": counts, "f_div": f_div})
+
+
+def spectra_figure(events: Events) -> Figure:
+    """Spectra of energy and photon sum: all responses, the leading species, and the rest."""
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    codes, counts = np.unique(events.pdg, return_counts=True)
+    leading = codes[np.argsort(-counts, kind="stable")[:LEADING]]
+    parts = {species_symbol(int(code)): events.pdg == code for code in leading}
+    others = ~np.isin(events.pdg, leading)
+    if others.any():
+        parts[OTHER] = others
+    spectra = (
+        (events.features[:, _ENERGY], "energy of the particle (GeV)"),
+        (events.photon_sum.astype(np.float64), "photon sum of the response (photons)"),
+    )
+    for axis, (values, label) in zip(axes, spectra, strict=True):
+        edges = np.geomspace(values[values > 0].min(), values.max() * 1.001, 41).tolist()
+        axis.hist(values, edges, histtype="step", color="black", linewidth=1.6, label="all")
+        colours = [*sns.color_palette("colorblind", len(leading)), "0.5"]
+        for (name, mask), colour in zip(parts.items(), colours, strict=False):
+            axis.hist(values[mask], edges, histtype="step", color=colour, label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="responses in a bin")
+    axes[0].set_title("Energy")
+    axes[1].set_title("Light")
+    axes[0].legend(fontsize=9, loc="upper left")
+    figure.suptitle(f"Spectra of {len(events)} responses, by species (bins of equal ratio)")
+    return figure
+
+
+def light_figure(unfiltered: Events, min_photons: int) -> Figure:
+    """Photon sums of the open simulation before the filter, with the published figures."""
+    facts = published_facts()["neutron_responses_unfiltered_511810"]
+    photons = unfiltered.photon_sum[unfiltered.photon_sum > 0]
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    # edges between whole numbers, and the width divided out: else few photons make a comb
+    edges = np.unique(np.rint(np.geomspace(1, photons.max() + 1, 46))) - 0.5
+    density = np.histogram(photons, edges)[0] / np.diff(np.log(edges))
+    name = f"simulated: {len(photons)} responses with light"
+    axis.stairs(density, edges, fill=True, color="0.8", label=name)
+    lines = (
+        ("simulated", np.quantile(photons, (0.25, 0.5, 0.75)), "black", "-"),
+        ("published", facts["photon_sum_of_nonzero_quartiles"], "#d55e00", "--"),
+    )
+    for name, quartiles, colour, line in lines:
+        text = ", ".join(f"{value:.0f}" for value in quartiles)
+        for k, value in enumerate(quartiles):
+            label = None if k else f"{name} quartiles: {text} photons"
+            axis.axvline(value, color=colour, linestyle=line, label=label)
+    name = f"fewer than {min_photons} photons: dropped"
+    dropped = max(min_photons - 0.5, edges[0])
+    axis.axvspan(edges[0], dropped, color="#0173b2", alpha=0.12, label=name)
+    axis.set(xscale="log", xlabel="photon sum of a response, s (photons)")
+    axis.set_ylabel("responses per unit of ln s")
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_ylim(top=1.5 * axis.get_ylim()[1])
+    axis.set_title("Light before the filter: open simulation and published quartiles")
+    axis.legend(fontsize=9, loc="upper left", framealpha=1)
+    return figure
+
+
+def groups_figure(groups: pd.DataFrame) -> Figure:
+    """How many responses a particle has, from :func:`group_table`."""
+    sizes = groups["responses"]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    width = max(1, -(-int(sizes.max()) // 50))
+    edges = np.arange(0.5, sizes.max() + width + 0.5, width).tolist()
+    sns.histplot(sizes, bins=edges, ax=axis)
+    median = sizes.median()
+    axis.axvline(median, color="black", linestyle="--", label=f"median: {median:.0f} responses")
+    axis.set(xlabel="responses to one particle", ylabel="particles", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title(f"Group sizes of {len(sizes)} unique particles (bins of {width})")
+    axis.legend()
+    return figure
+
+
+def diversity_figure(groups: pd.DataFrame) -> Figure:
+    """f_div by species, from :func:`group_table`; a particle of one response has none."""
+    repeated = groups[(groups["responses"] > 1) & (groups["f_div"] > 0)]
+    order = repeated["pdg"].value_counts().index
+    values = [repeated.loc[repeated["pdg"] == pdg, "f_div"].to_numpy() for pdg in order]
+    figure = Figure(figsize=(9, 0.27 * len(order) + 1.6), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel="diversity of a particle's responses, f_div (photons)")
+    axis.set_ylabel("species (particles)")
+    axis.set_title("f_div (eq. 1) by species: median, quartiles, extremes", fontsize=11)
+    if not values:
+        axis.text(0.5, 0.5, "no particle has two different responses", ha="center", va="center")
+        return figure
+    # whiskers to the extremes, so that no particle is hidden
+    axis.boxplot(values, orientation="horizontal", whis=(0, 100), widths=0.6)
+    names = [species_symbol(int(pdg)) for pdg in order]
+    labels = [f"{name} ({len(part)})" for name, part in zip(names, values, strict=True)]
+    axis.set_yticks(range(1, len(order) + 1), labels)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    return figure
+
+
+def styled_calibration(table: pd.DataFrame) -> Styler:
+    """A table of :func:`zdc_nb.data.calibration.calibration_table`, what is out of tolerance marked."""
+
+    def mark(row: pd.Series[Any]) -> list[str]:
+        return ["" if row["within"] else "background-color: #f9d9c9; font-weight: bold"] * len(row)
+
+    formats = {"published": "{:.4g}", "simulated": "{:.4g}", "value": "{:.3g}"}
+    return (
+        table.style.apply(mark, axis=1)
+        .format({**formats, "within": lambda good: "yes" if good else "NO"})
+        .hide(axis="index")
+    )
+
+
+def _repeats(events: Events, pdg: int, count: int) -> NDArray[np.intp]:
+    """Positions of up to ``count`` responses to the most diverse particle of a species."""
+    (positions,) = np.nonzero(events.pdg == pdg)
+    labels = np.unique(events.particle[positions])
+    f_div = diversity(events.light[positions], events.particle[positions])
+    group = positions[events.particle[positions] == labels[f_div.argmax()]]
+    bright_last = group[np.argsort(events.photon_sum[group], kind="stable")]
+    ranks = np.linspace(0, len(group) - 1, min(count, len(group)))
+    chosen: NDArray[np.intp] = bright_last[np.rint(ranks).astype(int)]
+    return chosen
+
+
+def _name(pdg: int) -> str:
+    try:
+        return str(Particle.from_pdgid(pdg).name)
+    except (InvalidParticle, ParticleNotFound):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""What a calorimeter is and what it measures."""

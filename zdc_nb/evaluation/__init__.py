@@ -1,0 +1,1 @@
+"""How well generated responses agree with simulated ones."""

@@ -1,0 +1,207 @@
+"""What the numbers of a study say, in sentences: Markdown for the ends of the notebooks.
+
+Every sentence is made from the tables; none knows how a study came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from zdc_nb.params import SETUPS, SUBSETS
+
+__all__ = ["ablation_findings", "as_list", "kept_terms", "listed_names", "shape_findings"]
+
+SIGNIFICANT = 2.0
+"""A change counts as more than noise of generation from this many of its uncertainties."""
+
+
+GOOD_SHARE = 0.5
+"""Largest share of the MAE_cw of ``ignorant`` that a generator worth having may have."""
+
+
+def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """Validation terms of each student at the epoch that was kept, beside those of ``bs``.
+
+    Parameters
+    ----------
+    histories
+        (subset, setup) to a frame with the columns epoch, step, split, term, value.
+
+    Returns
+    -------
+    A row for each subset and setup, a column for each term: ``bs`` in its own numbers, the other
+    setups in per cent of change against it (their own numbers where there is no ``bs``). A term
+    that is 0 in a ``bs``, as the blocks between are for a single transform, has no such change and
+    is left out.
+    """
+    rows = {}
+    for key, history in histories.items():
+        validation = history[history["split"] == "validation"]
+        terms = validation.pivot(index="epoch", columns="term", values="value")
+        order = [term for term in history["term"].unique() if term != "loss"]
+        rows[key] = terms[order].iloc[int(terms["loss"].argmin())]
+    table = pd.DataFrame(rows).T.rename_axis(["subset", "setup"])
+    bases = table[table.index.get_level_values("setup") == "bs"]
+    table = table.loc[:, (bases != 0).all()]
+    for subset, setup in table.index:
+        if setup != "bs" and (subset, "bs") in table.index:
+            own, base = (rows[subset, name][table.columns] for name in (setup, "bs"))
+            table.loc[(subset, setup)] = 100 * (own / base - 1)
+    return table
+
+
+def ablation_findings(table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame) -> str:
+    """What Table 1 says, as a Markdown list.
+
+    Parameters
+    ----------
+    table
+        Table 1.
+    baselines
+        the same for the models that need no training.
+    changes
+        relative changes of the setups against ``bs``; empty where there is no ``bs``.
+    """
+    return as_list(_ablation_sentences(table, baselines, changes))
+
+
+def shape_findings(table: pd.DataFrame) -> str:
+    """What Table 2 says, as a Markdown list."""
+    return as_list(_shape_sentences(table))
+
+
+def as_list(sentences: Iterable[str]) -> str:
+    """Sentences as a Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _subsets(table: pd.DataFrame) -> list[str]:
+    return [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+
+
+def _means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Means of one metric: a row for each subset, a column for each model."""
+    chosen = table[table["metric"] == metric]
+    means = chosen.pivot(index="subset", columns="model", values="mean")
+    return means.loc[_subsets(table), list(dict.fromkeys(table["model"]))]
+
+
+def _ablation_sentences(
+    table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame
+) -> Iterator[str]:
+    ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
+    trained = [model for model in mae if model in {"teacher", *SETUPS}]
+    yield _learned(mae)
+    yield _blindness_of_ws(ws, mae)
+    yield _preferred_by_ws(ws, mae, trained)
+    yield _floor(_means(baselines, "MAE_cw"), mae[trained])
+    yield from _setup_sentences(changes)
+
+
+def _learned(mae: pd.DataFrame) -> str:
+    share = mae["teacher"] / mae["ignorant"]
+    return (
+        "**What the teacher learned.** Its MAE_cw, as a share of that of `ignorant`, which does "
+        f"not look at the particle: {_listed(share)}. At most {GOOD_SHARE:g} is the least to ask "
+        f"of a generator that knows where a particle's light falls; reached on "
+        f"{listed_names(share.index[share <= GOOD_SHARE])}."
+    )
+
+
+def _blindness_of_ws(ws: pd.DataFrame, mae: pd.DataFrame) -> str:
+    in_ws, in_mae = (metric["ignorant"] / metric["reference"] for metric in (ws, mae))
+    return (
+        "**What `ignorant` teaches.** Knowing nothing of the particle costs, against "
+        f"`reference`, a factor in MAE_cw of {_listed(in_mae)}; in WS of {_listed(in_ws)}. "
+        f"WS is the milder judge on {listed_names(in_ws.index[in_ws < in_mae])}: it compares whole data "
+        "sets and cannot tell whose response is whose, so a good WS alone proves little."
+    )
+
+
+def _preferred_by_ws(ws: pd.DataFrame, mae: pd.DataFrame, trained: list[str]) -> str:
+    fooled = [
+        f"{model} on {subset}"
+        for subset in ws.index
+        for model in trained
+        if ws.loc[subset, "ignorant"] < ws.loc[subset, model]
+        and mae.loc[subset, "ignorant"] > mae.loc[subset, model]
+    ]
+    return (
+        "**Where WS alone would mislead**, preferring `ignorant` to a trained model with a better "
+        f"MAE_cw: {listed_names(fooled)}."
+    )
+
+
+def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
+    best, lowest = mae.idxmin(axis=1), mae.min(axis=1)
+    distances = [
+        f"{subset} {lowest[subset]:.2f} ({best[subset]}; `reference` "
+        f"{floors.loc[subset, 'reference']:.2f}, `reference+sum` "
+        f"{floors.loc[subset, 'reference+sum']:.2f})"
+        for subset in mae.index
+    ]
+    below = [
+        f"{model} on {subset}"
+        for subset in mae.index
+        for model in mae.columns
+        if mae.loc[subset, model] < floors.loc[subset, "reference"]
+    ]
+    named = "every flow on every subset" if len(below) == mae.size else listed_names(below)
+    reason = " (possible, since the flows are told the photon sum)" if below else ""
+    return (
+        "**How far from the floor.** The best flow's MAE_cw beside those of new simulations of "
+        "the same particles, without and with the right photon sums (which the flows are told): "
+        f"{'; '.join(distances)}. Below `reference`: {named}{reason}."
+    )
+
+
+def _setup_sentences(changes: pd.DataFrame) -> Iterator[str]:
+    significant = changes["change"].abs() > SIGNIFICANT * changes["uncertainty"]
+    for setup in [setup for setup in SETUPS if (changes["model"] == setup).any()]:
+        parts = []
+        for metric, part in changes[changes["model"] == setup].groupby("metric", sort=False):
+            clear = part[significant[part.index]]
+            better, worse = clear[clear["change"] < 0], clear[clear["change"] > 0]
+            parts.append(
+                f"{metric} better on {listed_names(better['subset'])}, worse on {listed_names(worse['subset'])}"
+            )
+        yield (
+            f"**{setup} against bs**, by more than {SIGNIFICANT:g} uncertainties: "
+            f"{'; '.join(parts)}."
+        )
+    if len(changes):
+        yield (
+            "These uncertainties hold the noise of generation alone: one test set, one training "
+            "of each model. Differences of a few per cent need repeated trainings to be believed."
+        )
+
+
+def _listed(values: pd.Series[float]) -> str:
+    return ", ".join(f"{subset} {value:.2f}" for subset, value in values.items())
+
+
+def listed_names(names: Iterable[str]) -> str:
+    """Names in a sentence; "none" where there are none."""
+    return ", ".join(names) or "none"
+
+
+def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
+    models = list(dict.fromkeys(table["model"]))
+    for subset in _subsets(table):
+        chosen = table[table["subset"] == subset]
+        values = chosen.pivot(index="model", columns=["quantity", "error"], values="mean")
+        centre, radius = values["centre", "MAE"], values["radius", "MAE"]
+        yield (
+            f"**{subset}.** Error (MAE) of the mean centre and radius in fibres: "
+            + ", ".join(f"{model} {centre[model]:.2f} and {radius[model]:.2f}" for model in models)
+            + "."
+        )
+        if {"bs", "bs+ch+div"} <= set(models):
+            wins = np.count_nonzero(values.loc["bs+ch+div"] < values.loc["bs"])
+            yield (
+                f"**{subset}.** bs+ch+div has a smaller mean than bs in {wins} of the "
+                f"{values.shape[1]} errors."
+            )

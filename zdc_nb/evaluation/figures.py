@@ -1,0 +1,401 @@
+"""Figures and displayed tables of what the models achieved.
+
+Figures are made without a global state and shown as the very picture that :func:`save_figure`
+writes. A colour stands for the same model everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator
+from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
+
+from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
+from zdc_nb.detector.observables import containment_radius, shower_centre
+from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, shape_statistics
+from zdc_nb.params import SETUPS, SUBSETS
+from zdc_nb.storage import write_atomically
+
+__all__ = [
+    "changes_figure",
+    "choose_examples",
+    "loss_terms_figure",
+    "particle_figure",
+    "results_table",
+    "sample_figure",
+    "save_figure",
+    "shape_figure",
+    "speed_figure",
+    "table1_figure",
+]
+
+COLOURS = {
+    "reference": "0.55",
+    "reference+sum": "0.75",
+    "ignorant": "#8c564b",
+    "teacher": "black",
+    "bs": "#0173b2",
+    "bs+div": "#56b4e9",
+    "bs+ch": "#de8f05",
+    "bs+ch+div": "#d55e00",
+    "student": "#d55e00",
+}
+MARKERS = {
+    "reference": "_",
+    "reference+sum": "_",
+    "ignorant": "x",
+    "teacher": "o",
+    "bs": "s",
+    "bs+div": "v",
+    "bs+ch": "^",
+    "bs+ch+div": "D",
+}
+
+OURS, THEIRS = "this study", "published, other data"
+
+PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student, one A100": 0.38}
+"""ms per response: arXiv 2512.20346, section 4."""
+
+
+def save_figure(figure: Figure, path: Path) -> Image:
+    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show."""
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    return Image(path.read_bytes(), retina=True)  # type: ignore[no-untyped-call]
+
+
+def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
+    """Positions of up to ``count`` responses of different particles, spread in photon sum.
+
+    One response stands for each unique particle (its brightest); of these the ones at evenly
+    spaced ranks of the photon sum are taken, the dimmest quarter left out: a few scattered
+    photons show little.
+    """
+    bright_first = np.argsort(-events.photon_sum, kind="stable")
+    _, first = np.unique(events.particle[bright_first], return_index=True)
+    candidates = np.sort(first)[::-1]
+    ranks = np.linspace(len(candidates) // 4, len(candidates) - 1, min(count, len(candidates)))
+    chosen: NDArray[np.intp] = bright_first[candidates[np.unique(np.rint(ranks).astype(int))]]
+    return chosen
+
+
+def sample_figure(
+    events: Events,
+    generated: Sequence[NDArray[Any]],
+    examples: NDArray[np.intp],
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Reference beside generated responses, a row for each particle (paper, Fig. 1).
+
+    Parameters
+    ----------
+    events
+        N reference events.
+    generated
+        arrays (N, 44, 44), photons, each aligned with ``events``; a column each.
+    examples
+        positions of the events to show, as from :func:`choose_examples`.
+    names
+        heading of each generated column; ``generated 1``, ``generated 2`` ... by default.
+    """
+    names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
+    columns = [events[examples].responses, *(responses[examples] for responses in generated)]
+    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(examples)), layout="constrained")
+    axes = figure.subplots(len(examples), len(columns), squeeze=False, sharex=True, sharey=True)
+    brightest = max(int(column.max()) for column in columns)
+    for row, column in product(range(len(examples)), range(len(columns))):
+        image = draw_response(axes[row, column], columns[column][row], brightest)
+    finish_faces(figure, axes, image)
+    for axis, name in zip(axes[0], ["reference", *names], strict=True):
+        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
+    for axis, example in zip(axes[:, 0], examples, strict=True):
+        name = species_symbol(int(events.pdg[example]))
+        energy = events.features[example, FEATURES.index("energy")]
+        axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
+    return figure
+
+
+def results_table(
+    table: pd.DataFrame, published: pd.DataFrame | None, rows: Sequence[str], column: str
+) -> Styler:
+    """A table of results beside the published one, the best of the four setups in bold.
+
+    Parameters
+    ----------
+    table, published
+        Table 1 or 2, ours and the paper's (of which the subsets that we have are shown); None
+        shows ours alone.
+    rows, column
+        which columns of the tables become the rows and the columns that are shown.
+    """
+    texts, weights = [], []
+    sources = [(OURS, table)]
+    if published is not None:
+        sources.append((THEIRS, published[published["subset"].isin(table["subset"])]))
+    for source, frame in sources:
+        keys = [key for key in (*rows, column) if key != "model"]
+        setups = frame["model"].isin(SETUPS)
+        best = frame["mean"].where(setups).groupby([frame[key] for key in keys]).transform("min")
+        shown = frame.assign(
+            source=source,
+            text=[f"{m:.2f} ± {s:.2f}" for m, s in zip(frame["mean"], frame["std"], strict=True)],
+            weight=np.where(setups & (frame["mean"] == best), "font-weight: bold", ""),
+        ).set_index([*rows, "source", column])
+        texts.append(shown["text"].unstack(["source", column], sort=False))
+        weights.append(shown["weight"].unstack(["source", column], sort=False))
+    every = product(*(dict.fromkeys(table[row]) for row in rows))
+    index = pd.MultiIndex.from_tuples(
+        [key for key in every if key in texts[0].index], names=list(rows)
+    )
+    text, weight = (pd.concat(parts, axis=1).reindex(index) for parts in (texts, weights))
+    styles = weight.fillna("")
+    return text.fillna("").style.apply(lambda _: styles, axis=None)
+
+
+def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
+    """Table 1 as points with the standard deviation of a run, ours above the published one."""
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    axes = figure.subplots(2, len(METRICS), sharex=True)
+    subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+    models = list(dict.fromkeys(table["model"]))
+    for row, (source, frame) in enumerate(((OURS, table), (THEIRS, published))):
+        for axis, metric in zip(axes[row], METRICS, strict=True):
+            chosen = frame[(frame["metric"] == metric) & frame["subset"].isin(subsets)]
+            _dodged(axis, chosen, subsets, models, "mean", "std")
+            axis.set(title=f"{metric}, {source}", ylabel=f"{metric} (photons)")
+            _logarithmic(axis)
+    _finish_groups(figure, axes, subsets)
+    figure.suptitle("Table 1: mean and standard deviation of a generation; less is better")
+    return figure
+
+
+def changes_figure(changes: pd.DataFrame) -> Figure:
+    """Relative change of each metric of teacher and setups against ``bs``, with its uncertainty."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(METRICS), squeeze=False)
+    changes = changes[changes["model"].isin(["teacher", *SETUPS])]
+    subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
+    models = list(dict.fromkeys(changes["model"]))
+    for axis, metric in zip(axes[0], METRICS, strict=True):
+        chosen = changes[changes["metric"] == metric]
+        _dodged(axis, chosen, subsets, models, "change", "uncertainty")
+        axis.axhline(0, color=COLOURS["bs"], label="bs")
+        axis.set(title=f"{metric} (below 0: better than bs)", ylabel="change against bs (%)")
+    _finish_groups(figure, axes, subsets)
+    return figure
+
+
+def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Figure:
+    """Each loss term by epoch, one line for each setup: validation solid, training dotted.
+
+    Parameters
+    ----------
+    histories
+        setup to a frame with the columns epoch, step, split, term, value.
+    subset
+        for the title.
+    """
+    terms = list(dict.fromkeys(term for frame in histories.values() for term in frame["term"]))
+    columns = min(4, len(terms))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.9 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    everything = pd.concat(histories, names=["setup"]).reset_index("setup")
+    for axis, term in zip(axes, terms, strict=False):
+        chosen = everything[everything["term"] == term]
+        sns.lineplot(
+            chosen,
+            x="epoch",
+            y="value",
+            hue="setup",
+            palette=COLOURS,
+            style="split",
+            dashes={"validation": "", "train": (1, 1)},
+            errorbar=None,
+            legend=False,
+            ax=axis,
+        )
+        axis.set(title=term, xlabel="epoch", ylabel="")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if (chosen["value"] > 0).all():
+            _logarithmic(axis)
+    for axis in axes[len(terms) :]:
+        axis.remove()
+    axes[0].set_ylabel("loss term")
+    figure.suptitle(f"Loss terms of the students on {subset} (validation solid, training dotted)")
+    handles = [Line2D([], [], color=COLOURS[name], label=name) for name in histories]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def shape_figure(
+    samples: Mapping[str, tuple[Events, Mapping[str, NDArray[Any]]]],
+) -> Figure:
+    """Distributions of shower centre and radius, a row for each subset.
+
+    Parameters
+    ----------
+    samples
+        subset to its N test events and, by model, responses (N, 44, 44) aligned with them.
+    """
+    figure = Figure(figsize=(12, 2.9 * len(samples) + 0.5), layout="constrained")
+    axes = figure.subplots(len(samples), 3, squeeze=False, sharex="col")
+    names = ("centre, row", "centre, column", "radius of 90% of the photons")
+    for row, (subset, (reference, generated)) in zip(axes, samples.items(), strict=True):
+        values = {
+            model: (*shower_centre(responses).T, containment_radius(responses))
+            for model, responses in {"reference": reference.responses, **generated}.items()
+        }
+        # few responses, wide bins: what differs should not be the noise
+        bins = int(np.clip(np.sqrt(len(reference)), 8, 44))
+        for k, axis in enumerate(row):
+            top = max(each[k].max() for each in values.values())
+            for model, each in values.items():
+                filled = model == "reference"
+                sns.histplot(
+                    x=each[k],
+                    bins=bins,
+                    binrange=(0, max(top, 1)),
+                    stat="density",
+                    element="step",
+                    fill=filled,
+                    alpha=0.4 if filled else 1,
+                    color=COLOURS[model],
+                    label=model,
+                    ax=axis,
+                )
+            axis.set_ylabel("")
+        row[0].set_ylabel(f"{subset}: {len(reference)} responses\nfraction per fibre")
+    for axis, name in zip(axes[-1], names, strict=True):
+        axis.set_xlabel(f"{name} (fibres)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle("Test responses (grey) and one generation of each model")
+    return figure
+
+
+def particle_figure(
+    reference: Events, generated: Mapping[str, NDArray[Any]], subset: str
+) -> Figure:
+    """What Table 2 compares: a point for each unique particle, reference against generated.
+
+    Parameters
+    ----------
+    reference
+        N test events.
+    generated
+        by model, responses (N, 44, 44) aligned with ``reference``; a row of panels each.
+    subset
+        for the title.
+    """
+    figure = Figure(figsize=(13, 3.3 * len(generated) + 0.5), layout="constrained")
+    axes = figure.subplots(
+        len(generated), len(QUANTITIES), squeeze=False, sharex="col", sharey="col"
+    )
+    before = shape_statistics(reference.particle, reference.responses)
+    top = dict.fromkeys(QUANTITIES, 1.0)
+    _, counts = np.unique(reference.particle, return_counts=True)
+    for row, (model, responses) in zip(axes, generated.items(), strict=True):
+        after = shape_statistics(reference.particle, responses)
+        for axis, quantity in zip(row, QUANTITIES, strict=True):
+            for a, b, name in zip(
+                before[quantity].T, after[quantity].T, ("row", "column"), strict=False
+            ):
+                label = name if quantity.startswith("centre") else None
+                axis.scatter(a, b, 3 * counts, alpha=0.5, linewidths=0, label=label)
+            top[quantity] = max(top[quantity], before[quantity].max(), after[quantity].max())
+            axis.set(xlim=(0, 1.05 * top[quantity]), ylim=(0, 1.05 * top[quantity]))
+            axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8)
+            unit = "fibres²" if quantity.endswith("variance") else "fibres"
+            axis.set_xlabel(f"reference ({unit})")
+            axis.set_ylabel(f"{model} ({unit})")
+            axis.set_title(quantity.replace("_", " ") + (" (mean)" if unit == "fibres" else ""))
+    axes[0, 0].legend()
+    figure.suptitle(
+        f"{subset}: each point a unique particle, its area its number of test responses; "
+        "on the line the model is right"
+    )
+    return figure
+
+
+def speed_figure(speed: pd.DataFrame) -> Figure:
+    """Time to generate a response against the batch size, with the published times."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axis = figure.subplots()
+    for (model, device), part in speed.groupby(["model", "device"], sort=False):
+        axis.plot(
+            part["batch"],
+            part["ms_per_sample"],
+            "o-",
+            color=COLOURS[str(model)],
+            label=f"{model}, this study, {device}",
+        )
+    for (name, value), line in zip(PUBLISHED_SPEED.items(), ("--", ":"), strict=True):
+        axis.axhline(value, color="0.5", linestyle=line, label=f"{name}: {value:g} ms")
+    axis.set(xlabel="batch size (responses)", ylabel="time per response (ms)")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(speed["batch"].unique(), [str(batch) for batch in speed["batch"].unique()])
+    axis.set_title("Sampling time; the published flows are larger and ran on another machine")
+    axis.legend(fontsize=9)
+    return figure
+
+
+def _dodged(
+    axis: Axes,
+    frame: pd.DataFrame,
+    subsets: Sequence[str],
+    models: Sequence[str],
+    value: str,
+    error: str,
+) -> None:
+    """Points with error bars: subsets along x, the models of a subset side by side."""
+    for model, offset in zip(models, np.linspace(-0.32, 0.32, len(models)), strict=True):
+        part = frame[frame["model"] == model]
+        axis.errorbar(
+            part["subset"].map(subsets.index).to_numpy(np.float64) + offset,
+            part[value],
+            part[error],
+            fmt=MARKERS[model],
+            color=COLOURS[model],
+            markersize=6,
+            label=model,
+        )
+
+
+class _PlainLog(LogFormatter):
+    """Labels the ticks that matplotlib would, with plain numbers to three digits."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
+
+
+def _logarithmic(axis: Axes) -> None:
+    """A logarithmic y axis, labelled between the decades too where it spans few."""
+    axis.set_yscale("log")
+    for use in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        use(_PlainLog(minor_thresholds=(2, 0.6)))
+
+
+def _finish_groups(figure: Figure, axes: NDArray[Any], subsets: Sequence[str]) -> None:
+    for axis in axes.flat:
+        axis.set_xticks(range(len(subsets)), subsets)
+        axis.set_xlim(-0.5, len(subsets) - 0.5)
+        for edge in range(1, len(subsets)):
+            axis.axvline(edge - 0.5, color="0.9", linewidth=0.8)
+        axis.set_xlabel("subset")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

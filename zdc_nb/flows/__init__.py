@@ -1,0 +1,1 @@
+"""Autoregressive spline flows: teacher (MAF) and student (IAF)."""

@@ -1,0 +1,1 @@
+"""From particles to photon counts with a trained flow."""

@@ -1,0 +1,133 @@
+"""A trained flow with all that turns particles into responses, and its file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from zdc_nb.data.events import Events
+from zdc_nb.flows.maf_iaf import Student, Teacher
+from zdc_nb.generator.encoding import ConditionScaler, decode_responses
+from zdc_nb.params import FlowParams, PreprocessingParams
+from zdc_nb.storage import save_tensors
+
+__all__ = ["DivergenceError", "Surrogate", "load_surrogate", "save_surrogate"]
+
+
+class DivergenceError(ArithmeticError):
+    """A training produced a number that is not finite."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A trained flow with all that turns particles into responses.
+
+    Attributes
+    ----------
+    flow
+        teacher or student.
+    architecture
+        the parameters that ``flow`` was built with.
+    scaler, preprocessing
+        how conditions were scaled and responses were encoded.
+    """
+
+    flow: Teacher | Student
+    architecture: FlowParams
+    scaler: ConditionScaler
+    preprocessing: PreprocessingParams
+
+    def conditions(self, events: Events) -> Tensor:
+        """(N, C) standardised conditions of ``events`` on the flow's device."""
+        return self.scaler(events, self.preprocessing).to(self.flow.device)
+
+    def with_engine(self, engine: Literal["fused", "reference"]) -> Surrogate:
+        """A copy that computes the same numbers the other way, see :class:`FlowParams`."""
+        architecture = self.architecture.model_copy(update={"engine": engine})
+        flow = type(self.flow)(self.flow.dim, self.flow.context, architecture, seed=0)
+        flow.load_state_dict(self.flow.state_dict())
+        flow = flow.to(self.flow.device).train(self.flow.training)
+        return replace(self, flow=flow, architecture=architecture)
+
+    def generate(
+        self, events: Events, seed: int, batch: int, progress: bool = False
+    ) -> NDArray[np.uint16]:
+        """(N, 44, 44) responses, one for the particle and photon sum of each event.
+
+        The same seed, batch size and device give the same responses.
+
+        Raises
+        ------
+        DivergenceError
+            where a sample is not finite.
+        """
+        self.flow.eval()
+        generator = torch.Generator(self.flow.device).manual_seed(seed)
+        conditions = self.conditions(events)
+        photon_sum = events.photon_sum
+        parts = []
+        starts = range(0, len(events), batch)
+        # a bar is for those who wait: not for what is over at once
+        bar = tqdm(starts, "generate", file=sys.stdout, disable=not progress, delay=10)
+        for start in bar:
+            here = slice(start, start + batch)
+            x = self.flow.sample(conditions[here], generator)
+            if not torch.isfinite(x).all():
+                raise DivergenceError(
+                    f"generate: a sample from number {start} on is not finite; "
+                    "was the flow trained to the end?"
+                )
+            parts.append(decode_responses(x, self.preprocessing, photon_sum[here]))
+        return np.concatenate(parts)
+
+
+def save_surrogate(surrogate: Surrogate, path: Path) -> None:
+    """Write a trained model (safetensors): weights, scaler and the parameters to rebuild it.
+
+    Not atomic: ``path`` is a temporary one, see :func:`zdc_nb.storage.write_atomically`.
+    """
+    flow = surrogate.flow
+    tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
+    tensors["scaler.mean"] = torch.from_numpy(surrogate.scaler.mean)
+    tensors["scaler.std"] = torch.from_numpy(surrogate.scaler.std)
+    description = {
+        "kind": type(flow).__name__.lower(),
+        "dim": flow.dim,
+        "context": flow.context,
+        "flow": surrogate.architecture.model_dump(),
+        "preprocessing": surrogate.preprocessing.model_dump(),
+    }
+    save_tensors(tensors, {"description": json.dumps(description)}, path)
+
+
+def load_surrogate(path: Path, device: torch.device) -> Surrogate:
+    """Read a model of :func:`save_surrogate`; ``ValueError`` names a file that is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["description"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kinds: dict[str, type[Teacher | Student]] = {"teacher": Teacher, "student": Student}
+        architecture = FlowParams.model_validate(description["flow"])
+        # the permutations are among the tensors: any seed will do
+        flow = kinds[description["kind"]](
+            description["dim"], description["context"], architecture, seed=0
+        )
+        weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
+        flow.load_state_dict(weights)
+        scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
+        preprocessing = PreprocessingParams.model_validate(description["preprocessing"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a trained model of this project ({error})") from error
+    # frozen, so that what is rounded of its weights is rounded once
+    frozen = flow.to(device).eval().requires_grad_(False)
+    return Surrogate(frozen, architecture, scaler, preprocessing)

@@ -1,0 +1,1 @@
+"""A study: its stages, their artefacts, and the report."""

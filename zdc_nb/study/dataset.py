@@ -1,0 +1,301 @@
+"""A study's events: read once from its files, or simulated, then kept among its artefacts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import uproot
+
+from zdc_nb.data.events import Events, select_subset, split_events, thin
+from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
+from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
+from zdc_nb.data.simulation import VERSION, simulate
+from zdc_nb.data.validation import EventFileError, Tally
+from zdc_nb.params import Study, Subset, derive_seed, project_root
+from zdc_nb.storage import exclusive, write_atomically
+
+__all__ = [
+    "data_digest",
+    "data_files",
+    "data_identity",
+    "data_report",
+    "study_events",
+    "study_split",
+]
+
+_READER = 2
+"""Grows when files are read otherwise than before, so that they are read again."""
+
+_PIECE = 2**20
+"""Bytes hashed at once."""
+
+_File = dict[str, Any]
+"""A data file as it is now: name, size, mtime_ns and sha256."""
+
+
+def data_files(study: Study) -> list[Path]:
+    """The files that the study reads, as they are read; none where it simulates.
+
+    Raises as :func:`zdc_nb.data.readers.find_files` and :func:`zdc_nb.data.readers.in_order`.
+    """
+    return [project_root() / name for name in _names(study)]
+
+
+def _names(study: Study) -> list[str]:
+    """As the study gives them, relative to the project's root; patterns replaced by matches."""
+    if study.data.file is None:
+        return []
+    root = project_root()
+    names = {root / name: name for name in find_files(study.data.file, root)}
+    return [names[path] for path in in_order(list(names))]
+
+
+def data_identity(study: Study) -> dict[str, Any]:
+    """What makes a study's events what they are; made of what JSON has.
+
+    For files: their sizes and SHA-256 in the order in which they are read, whatever their names;
+    strict, min_photons and the version of the reader. A file whose name, size and time are those
+    that it was last read with is not read for that. For the simulation: responses, repeats,
+    min_photons, seed and version.
+    """
+    if study.data.file is None:
+        return {
+            **study.data.model_dump(include={"responses", "repeats", "min_photons"}),
+            "seed": derive_seed(study.seed, "simulation"),
+            "version": VERSION,
+        }
+    return _identity(study, _files(study, _made_with(study) or {}))
+
+
+def _identity(study: Study, files: list[_File]) -> dict[str, Any]:
+    rest = study.data.model_dump(include={"strict", "min_photons"})
+    return {"files": _of_each(files, "size", "sha256"), **rest, "reader": _READER}
+
+
+def _of_each(files: list[_File], *keys: str) -> list[dict[str, Any]]:
+    return [{key: file[key] for key in keys} for file in files]
+
+
+def _files(study: Study, made_with: dict[str, Any]) -> list[_File]:
+    """The files as they are now; those that are as ``made_with`` has them are not read."""
+    last = {
+        (file["name"], file["size"], file["mtime_ns"]): file["sha256"]
+        for file in made_with.get("files", [])
+    }
+    files = []
+    for name in _names(study):
+        path = project_root() / name
+        stamp = _stamp(path)
+        files.append(_file(name, stamp, last.get((name, *stamp)) or _sha256(path, stamp)))
+    return files
+
+
+def _file(name: str, stamp: tuple[int, int], digest: str) -> _File:
+    return {"name": name, "size": stamp[0], "mtime_ns": stamp[1], "sha256": digest}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+_digests: dict[tuple[Path, int, int], str] = {}
+
+
+def _sha256(path: Path, stamp: tuple[int, int], stop: Event | None = None) -> str:
+    """Of a file, read once as long as its size and time stay what they are.
+
+    Raises ``CancelledError`` soon after ``stop`` is set.
+    """
+    known = (path, *stamp)
+    if known not in _digests:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                if stop is not None and stop.is_set():
+                    raise CancelledError(f"{path}: its checksum is not needed any more")
+                digest.update(piece)
+        _digests[known] = digest.hexdigest()
+    return _digests[known]
+
+
+def data_report(study: Study) -> dict[str, Any]:
+    """Where a study's events come from, and what came of the rows of its files.
+
+    ``files`` (name, size and sha256 of each; none for the simulation), ``read`` (rows), ``dropped``
+    (bad rows by what was expected of them), ``faint`` (good rows with fewer than
+    ``data.min_photons`` photons), ``kept``, ``guessed_species`` (whether some came without PDG
+    codes). The files are read first if they have not been yet.
+    """
+    if study.data.file is None:
+        kept = study.data.responses
+        return {
+            "files": [],
+            "read": kept,
+            "dropped": {},
+            "faint": 0,
+            "kept": kept,
+            "guessed_species": False,
+        }
+    _make_ready(study)
+    made_with = _made_with(study) or {}
+    return {"files": _of_each(made_with["files"], "name", "size", "sha256"), **made_with["rows"]}
+
+
+def data_digest(study: Study) -> str | None:
+    """A checksum (SHA-256) of the study's events as they are kept; None where there are none yet.
+
+    Of the values, so that events which are made again have the same.
+    """
+    return read_digest(_kept(study)) if _kept(study).is_file() else None
+
+
+def study_events(study: Study, progress: bool = False) -> Events:
+    """All events of a study, those with at least ``data.min_photons`` photons.
+
+    They come from the files of ``data.file`` or, where it is null, from the open simulation, and
+    are kept as ``data.root`` among the artefacts: files are read, and the simulation is run, only
+    where none made from the same (see :func:`data_identity`) lies there. ``progress`` shows a bar.
+
+    Raises :class:`EventFileError` for a file that does not hold events as expected, and where
+    ``data.root`` was changed since it was made.
+    """
+    _make_ready(study, progress)
+    try:
+        return read_events(_kept(study))
+    except EventFileError as error:
+        raise EventFileError(f"{error}; delete this file to have it made anew") from error
+
+
+def _kept(study: Study) -> Path:
+    return study.artifacts / "data.root"
+
+
+def _made_with(study: Study) -> dict[str, Any] | None:
+    """What ``data.root`` says of itself; nothing where there is none, None where it is damaged."""
+    path = _kept(study)
+    try:
+        content = json.loads(read_made_with(path) or "{}") if path.is_file() else {}
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _make_ready(study: Study, progress: bool = False) -> None:
+    """Make ``data.root`` unless it is made from what the study names now; once at a time."""
+    with exclusive(study.artifacts / ".data.lock", f"the data of {study.name}"):
+        _make(study, progress)
+
+
+def _make(study: Study, progress: bool) -> None:
+    path, made_with = _kept(study), _made_with(study)
+    if study.data.file is None:
+        identity = data_identity(study)
+        if made_with != identity:
+            fault = "is damaged" if made_with is None else "was made with other parameters"
+            if path.is_file():
+                print(f"{path} {fault}: simulating again")
+            data, seed = study.data, identity["seed"]
+            events = simulate(data.responses, data.repeats, data.min_photons, seed, progress)
+            write_root([events], path, lambda: json.dumps(identity))
+        return
+    # files that were never read are hashed while they are
+    if made_with is not None and "identity" in made_with:
+        files = _files(study, made_with)
+        if _identity(study, files) == made_with["identity"]:
+            if files != made_with["files"]:
+                _restamp(path, json.dumps({**made_with, "files": files}))
+            return
+    if path.is_file():
+        fault = "is damaged" if made_with is None else "was made from other data"
+        print(f"{path} {fault}: reading {study.data.file}")
+    _ingest(study, path, progress)
+
+
+def _restamp(path: Path, made_with: str) -> None:
+    """Keep that files of the same content have other times or names, so as not to hash them again.
+
+    The events are the same, and so ``path`` keeps its own time.
+    """
+    status = path.stat()
+    with write_atomically(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with uproot.update(temporary) as file:
+            file[MADE_WITH] = made_with
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _ingest(study: Study, path: Path, progress: bool) -> None:
+    """Read and check the study's files once, part by part into ``path``."""
+    names = _names(study)
+    paths = [project_root() / name for name in names]
+    if any(file.resolve() == path.resolve() for file in paths):
+        raise EventFileError(f"{path}: the study writes this file itself; copy it to read it")
+    stamps = {name: _stamp(file) for name, file in zip(names, paths, strict=True)}
+    tally, kept = Tally(study.data.strict), 0
+
+    def bright() -> Iterator[Events]:
+        nonlocal kept
+        for part in read_parts(paths, tally, progress):
+            chosen = part[part.photon_sum >= study.data.min_photons]
+            kept += len(chosen)
+            yield chosen
+        if kept == 0:
+            bad = f"; bad rows: {dict(tally.dropped)}" if tally.dropped else ""
+            raise EventFileError(
+                f"{study.data.file}: no response has {study.data.min_photons} photons{bad}"
+            )
+
+    def made_with() -> str:
+        files = [
+            _file(name, stamps[name], digest) for name, digest in zip(names, digests, strict=True)
+        ]
+        for name, file in zip(names, paths, strict=True):
+            if _stamp(file) != stamps[name]:
+                raise EventFileError(f"{file}: was changed while it was read")
+        dropped = dict(tally.dropped)
+        rows = {
+            "read": tally.read,
+            "dropped": dropped,
+            "faint": tally.read - sum(dropped.values()) - kept,
+            "kept": kept,
+            "guessed_species": tally.guessed,
+        }
+        return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
+
+    # hashed beside the reading: both take long for large files
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        digests = pool.map(lambda name, file: _sha256(file, stamps[name], stop), names, paths)
+        try:
+            write_root(bright(), path, made_with)
+        finally:
+            # the pool waits for its threads: what went wrong is told at once
+            stop.set()
+    for expected, count in tally.dropped.items():
+        print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
+
+
+def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
+    """Training, validation and test events of one subset: selected, capped, split; all seeded.
+
+    Raises :class:`EventFileError`, naming file and subset, where these are too few.
+    """
+    events = study_events(study)
+    try:
+        events = select_subset(events, subset)
+        if subset in study.data.max_responses:
+            seed = derive_seed(study.seed, "thin", subset)
+            events = thin(events, study.data.max_responses[subset], seed)
+        return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
+    except ValueError as error:
+        source = study.data.file or _kept(study)
+        raise EventFileError(f"{source}, subset {subset!r}: {error}") from error

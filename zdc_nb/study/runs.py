@@ -1,0 +1,351 @@
+"""What each stage of a study was run with: a JSON file for each, ``records/<stage>.json``.
+
+A stage is what one notebook does. Its record, below ``study.reports``, is written when the stage
+begins (``running``) and again when it has come to its end (``done``), so that a stage which was
+killed leaves one that says when and where.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
+
+from zdc_nb import __version__
+from zdc_nb.hardware import cpu_model, peak_memory_mb
+from zdc_nb.params import ParameterError, Study, notebook_names
+from zdc_nb.storage import write_text
+from zdc_nb.study.dataset import data_digest, data_identity, data_report
+
+__all__ = [
+    "Device",
+    "GitState",
+    "Record",
+    "changed_parameters",
+    "load_records",
+    "start",
+]
+
+PACKAGES = (
+    "awkward",
+    "llvmlite",
+    "numba",
+    "numpy",
+    "pandas",
+    "papermill",
+    "particle",
+    "pydantic",
+    "pyro-ppl",
+    "safetensors",
+    "scipy",
+    "snakemake",
+    "torch",
+    "uproot",
+)
+"""Packages whose versions a record holds: those that the numbers come from."""
+
+_TRAINED_WITH = ("seed", "device", "data", "preprocessing", "flow", "teacher", "evaluation")
+
+DEPENDS_ON = {
+    "01_data_exploration": ("seed", "data"),
+    "02_teacher_training": _TRAINED_WITH,
+    "03_student_distillation": (*_TRAINED_WITH, "student"),
+    "04_ablations": (*_TRAINED_WITH, "student", "subsets", "setups"),
+    "05_shower_shapes": (*_TRAINED_WITH, "student", "subsets", "setups"),
+    "06_speed": (*_TRAINED_WITH, "student", "subsets", "setups", "speed"),
+}
+"""Sections of the study, by notebook, that what a stage leaves depends on."""
+
+
+class Device(BaseModel):
+    """The machine that a stage ran on, as far as the study may use it."""
+
+    system: str
+    cpu: str
+    cores: int | None
+    threads: int = Field(description="of torch")
+    gpu: str | None = Field(description="None where the study does not use one")
+    gpus: int
+
+
+class GitState(BaseModel):
+    """The commit that the code was at."""
+
+    commit: str
+    dirty: bool = Field(description="whether files under version control were changed since")
+
+
+class Record(BaseModel):
+    """One run of one stage.
+
+    Attributes
+    ----------
+    started, ended, wall_seconds
+        times in UTC; the last two are None until the stage is done.
+    attempts
+        1, and one more for each time before that the stage was begun and not finished.
+    peak_memory_mb, peak_cuda_memory_mb
+        of the process, from its start to the end of the stage (MB = 1e6 bytes); the second is
+        None where CUDA was not used.
+    versions
+        of Python, of this project and of :data:`PACKAGES`; None for what is not installed.
+    git
+        None where there is no git, or the code is not in a repository of its own.
+    data
+        of a data file: ``files`` (a list with ``name``, ``size`` and ``sha256`` of each),
+        ``dropped`` (number of rows by reason), and more. Known when the stage is done.
+    facts
+        what the stage itself tells, such as ``resumed_from_step``.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    schema_version: Literal[1] = 1
+    stage: str
+    study_file: str
+    status: Literal["running", "done", "stopped"]
+    started: datetime
+    ended: datetime | None = None
+    wall_seconds: float | None = None
+    attempts: int
+    host: str
+    pid: int
+    slurm_job: str | None
+    peak_memory_mb: float | None = None
+    peak_cuda_memory_mb: float | None = None
+    device: Device
+    versions: dict[str, str | None]
+    git: GitState | None
+    seed: int
+    parameters: dict[str, JsonValue]
+    data: dict[str, JsonValue] = {}
+    facts: dict[str, JsonValue] = {}
+
+    _study: Study | None = PrivateAttr(None)
+
+    def finish(self, **facts: JsonValue) -> None:
+        """Write the record anew, as done, with what the stage has to tell.
+
+        Only for a record that :func:`start` has given; a second call takes the place of the first.
+        """
+        if self._study is None:
+            raise RuntimeError(f"{self.stage}: a record that was read cannot be finished")
+        self.status = "done"
+        self.ended = datetime.now(UTC)
+        self.wall_seconds = (self.ended - self.started).total_seconds()
+        self.peak_memory_mb = peak_memory_mb()
+        if torch.cuda.is_initialized():
+            self.peak_cuda_memory_mb = torch.cuda.max_memory_allocated() / 1e6
+        # now and not at the start: 01 only makes the data, or finds what is wrong with them
+        self.data = _data(self._study)
+        self.facts = facts
+        _write(self, self._study)
+
+
+def start(study: Study, stage: str) -> Record:
+    """Write that ``stage`` runs now, and return the record to be finished at its end.
+
+    Raises
+    ------
+    ParameterError
+        where the study has no such stage.
+    """
+    if stage not in notebook_names(study):
+        raise ParameterError(
+            f"stage: {stage!r} is not in study {study.name!r}; expected one of "
+            f"{notebook_names(study)}"
+        )
+    record = Record(
+        stage=stage,
+        study_file=f"{study.name}.yaml",
+        status="running",
+        started=datetime.now(UTC),
+        attempts=1 + _unfinished_attempts(study, stage),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        slurm_job=os.environ.get("SLURM_JOB_ID"),
+        device=_device(study),
+        versions=_versions(),
+        git=_git_state(Path(__file__).resolve().parents[1]),
+        seed=study.seed,
+        parameters=study.model_dump(mode="json"),
+    )
+    record._study = study
+    _write(record, study)
+    return record
+
+
+def load_records(study: Study, ended: bool = False) -> tuple[dict[str, Record], list[str]]:
+    """The records of a study by stage, and what is wrong with those that cannot be read.
+
+    A record that says ``running`` is returned as ``stopped`` where its process is gone. That of a
+    process on another host cannot be told from here, and stays ``running``; unless it is known
+    that all stages have ``ended``, as when the grid is at its end.
+    """
+    records, wrong = {}, []
+    for stage in notebook_names(study):
+        try:
+            record = _load(_path(study, stage))
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        if record is not None:
+            if record.status == "running" and _is_gone(record, ended):
+                record.status = "stopped"
+            records[stage] = record
+    return records, wrong
+
+
+def changed_parameters(record: Record, study: Study) -> list[str]:
+    """Parameters that the stage depends on and that the study has changed since: ``flow.bins``.
+
+    What changes no number is none of them: paths, how a training is tracked and how often it is
+    saved, what is drawn; and what is set for another subset.
+    """
+    then, now = (
+        _values(parameters, record.stage)
+        for parameters in (record.parameters, study.model_dump(mode="json"))
+    )
+    changed = []
+    for section in DEPENDS_ON[record.stage.partition("-")[0]]:
+        old, new = then.get(section), now[section]
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = dict.fromkeys((*new, *old))
+            changed += [f"{section}.{key}" for key in keys if old.get(key) != new.get(key)]
+        elif isinstance(old, list) and isinstance(new, list):  # of names, in any order
+            changed += [section] * (set(map(str, old)) != set(map(str, new)))
+        elif old != new:
+            changed.append(section)
+    return changed
+
+
+def _values(parameters: dict[str, JsonValue], stage: str) -> dict[str, JsonValue]:
+    """The parameters of a study as ``stage`` reads them: of what is by subset, that of its own."""
+    notebook, *of = stage.split("-")
+    values = dict(parameters)
+    for section, key in (("data", "max_responses"), ("teacher", "epochs"), ("student", "epochs")):
+        found = values.get(section)
+        if isinstance(found, dict):
+            by_subset = found.get(key)
+            if notebook == "01_data_exploration":  # all data, before they are capped
+                by_subset = None
+            elif of and isinstance(by_subset, dict):
+                by_subset = by_subset.get(of[0])
+            values[section] = found | {key: by_subset}
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict):
+        values["evaluation"] = {k: v for k, v in evaluation.items() if k != "figure_particles"}
+    return values
+
+
+def _data(study: Study) -> dict[str, JsonValue]:
+    """Data files with their checksums and what came of their rows, or what was simulated.
+
+    And a checksum of the events that came of it.
+    """
+    data = data_identity(study) | {"digest": data_digest(study)}
+    return data if study.data.file is None else data | data_report(study)
+
+
+def _path(study: Study, stage: str) -> Path:
+    return study.reports / "records" / f"{stage}.json"
+
+
+def _write(record: Record, study: Study) -> None:
+    write_text(record.model_dump_json(indent=2) + "\n", _path(study, record.stage))
+
+
+def _load(path: Path) -> Record | None:
+    """A record; None where there is no such file, ``ValueError`` where it cannot be read."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(
+            f"{path}: not a record of this version ({where}: {first['msg']})"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _unfinished_attempts(study: Study, stage: str) -> int:
+    try:
+        earlier = _load(_path(study, stage))
+    except ValueError:
+        return 0
+    # in JupyterLab the same process may begin a stage again and again
+    mine = earlier and (earlier.host, earlier.pid) == (socket.gethostname(), os.getpid())
+    return 0 if earlier is None or earlier.status == "done" else earlier.attempts - bool(mine)
+
+
+def _is_gone(record: Record, elsewhere: bool) -> bool:
+    """Whether the process of a record is no more; ``elsewhere``: the answer for other hosts."""
+    if record.host != socket.gethostname():
+        return elsewhere
+    try:
+        os.kill(record.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
+
+
+def _device(study: Study) -> Device:
+    with_gpu = study.device != "cpu" and torch.cuda.is_available()
+    return Device(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu_model(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if with_gpu else None,
+        gpus=torch.cuda.device_count() if with_gpu else 0,
+    )
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "zdc-nb": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _git_state(root: Path) -> GitState | None:
+    """State of the repository whose top is ``root``; None where that is none."""
+    top, commit = _git(root, "rev-parse", "--show-toplevel"), _git(root, "rev-parse", "HEAD")
+    # a tarball may be unpacked inside another repository
+    if top is None or commit is None or Path(top).resolve() != root:
+        return None
+    # without the untracked: a study file of the user's own stands in the record itself
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if changed is None else GitState(commit=commit, dirty=changed != "")
+
+
+def _git(root: Path, *command: str) -> str | None:
+    """What git says; None where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,173 @@
+"""How long teacher and student take to generate a response, and to be trained on one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from zdc_nb.evaluation.conclusions import as_list
+from zdc_nb.hardware import has_bfloat16, wait
+from zdc_nb.params import Study
+from zdc_nb.study import stages
+
+__all__ = [
+    "Sampler",
+    "engine_findings",
+    "speed_findings",
+    "speed_ratio",
+    "time_sampling",
+    "time_training",
+]
+
+Sampler = Callable[[int], object]
+"""Generates a batch of the given size; what it returns is not looked at."""
+
+
+def time_sampling(
+    models: Mapping[str, Sampler], batches: Sequence[int], runs: int, device: str
+) -> pd.DataFrame:
+    """Median time of each model to generate one response, by batch size.
+
+    For each batch size every model first runs once unmeasured (compilation, memory), then the
+    models take turns (A B A B ...), so that what else the machine does falls on all alike. On a
+    GPU the clock is read when the device has finished its work.
+
+    Parameters
+    ----------
+    models
+        name to a function that generates a batch of a given size.
+    batches
+        batch sizes.
+    runs
+        timed runs of each model at each batch size.
+    device
+        where the models run, ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    Columns model, device, batch, ms_per_sample (median over the runs), runs.
+
+    Raises
+    ------
+    ValueError
+        where ``runs`` or a batch size is not positive.
+    """
+    if runs < 1 or any(batch < 1 for batch in batches):
+        raise ValueError(f"expected positive runs and batches, got {runs} and {list(batches)}")
+    rows = []
+    for batch in batches:
+        for sample in models.values():
+            _seconds(sample, batch, device)
+        turns = [
+            {name: _seconds(sample, batch, device) for name, sample in models.items()}
+            for _ in range(runs)
+        ]
+        for name in models:
+            median = float(np.median([turn[name] for turn in turns]))
+            rows.append((name, device, batch, 1000 * median / batch, runs))
+    return pd.DataFrame(rows, columns=["model", "device", "batch", "ms_per_sample", "runs"])
+
+
+def speed_ratio(speed: pd.DataFrame, slow: str = "teacher", fast: str = "student") -> pd.DataFrame:
+    """How many times longer one model takes than another: columns device, batch, ratio.
+
+    ``speed`` is the result of :func:`time_sampling`; raises ``KeyError`` where it lacks a model.
+    """
+    times = speed.pivot_table(
+        index=["device", "batch"], columns="model", values="ms_per_sample", sort=False
+    )
+    return (times[slow] / times[fast]).rename("ratio").reset_index()
+
+
+def time_training(study: Study) -> pd.DataFrame:
+    """Median time of a training step for one response, with both engines, taking turns.
+
+    Returns
+    -------
+    Columns model (teacher, student), engine (fused, reference), precision (of the products),
+    device, batch, ms_per_sample, runs, and responses: how many all models of this kind were trained
+    on, each counted once an epoch.
+    """
+    steps = stages.training_steps(study)
+    work = stages.training_work(study)
+    device = stages.device(study)
+    rounded = study.flow.precision == "bfloat16" or (
+        study.flow.precision == "auto" and has_bfloat16(device)
+    )
+    parts = []
+    for model, params in (("teacher", study.teacher), ("student", study.student)):
+        mine = {name: step for name, step in steps.items() if name.startswith(model)}
+        times = time_sampling(mine, [params.batch], study.speed.runs, device)
+        engine = times["model"].str.removeprefix(f"{model} ")
+        precision = np.where((engine == "fused") & rounded, "bfloat16", "float32")
+        parts.append(
+            times.assign(model=model, engine=engine, precision=precision, responses=work[model])
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _seconds(sample: Sampler, batch: int, device: str) -> float:
+    wait(device)
+    start = time.perf_counter()
+    sample(batch)
+    wait(device)
+    return time.perf_counter() - start
+
+
+def speed_findings(speed: pd.DataFrame) -> str:
+    """What the times say, as a Markdown list."""
+    return as_list(_speed_sentences(speed))
+
+
+def engine_findings(training: pd.DataFrame) -> str:
+    """What the fused engine spared a study (:func:`zdc_nb.study.speed.time_training`), as a list."""
+    return as_list(_engine_sentences(training))
+
+
+def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
+    times = speed.set_index(["device", "model", "batch"])["ms_per_sample"]
+    for device, part in speed_ratio(speed).groupby("device", sort=False):
+        ratios = part.set_index("batch")["ratio"]
+        for batch in dict.fromkeys((ratios.index.min(), ratios.index.max())):
+            yield (
+                f"On {device}, {batch} at once: the student needs "
+                f"{times[device, 'student', batch]:.3g} ms a response, the teacher "
+                f"{times[device, 'teacher', batch]:.3g} ms, {ratios[batch]:.3g} times as long."
+            )
+        yield (
+            f"Against the teacher the student does best at batch {ratios.idxmax()} "
+            f"({_pace(ratios.max())}) and worst at batch {ratios.idxmin()} ({_pace(ratios.min())})."
+        )
+
+
+def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
+    hours = dict.fromkeys(("fused", "reference"), 0.0)
+    for model, rows in training.groupby("model", sort=False):
+        times = rows.set_index("engine")["ms_per_sample"]
+        precision = rows.set_index("engine")["precision"]
+        responses = int(rows["responses"].iloc[0])
+        for engine in hours:
+            hours[engine] += responses * times[engine] / 3.6e6
+        ratio = times["reference"] / times["fused"]
+        yield (
+            f"**The {model}s** were trained on {responses:,} responses, each counted once an epoch. "
+            f"A training step takes {times['fused']:.3g} ms a response, with products in "
+            f"{precision['fused']}; in plain torch and {precision['reference']} it takes "
+            f"{times['reference']:.3g} ms, {ratio:.3g} times as long."
+        )
+    yield (
+        f"**What this bought**: at these rates, measured one after the other on all cores, the "
+        f"trainings of this study take {hours['fused']:.2g} hours, and in plain torch they would "
+        f"take {hours['reference']:.2g}. In the same time, plain torch would have seen "
+        f"{hours['fused'] / hours['reference']:.0%} of these responses."
+    )
+
+
+def _pace(ratio: float) -> str:
+    """The student's pace, from the teacher's time as a multiple of the student's."""
+    if ratio < 1:
+        return f"{1 / ratio:.3g} times slower"
+    return f"{ratio:.3g} times faster"

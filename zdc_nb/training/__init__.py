@@ -1,0 +1,1 @@
+"""Training: the teacher by maximum likelihood, the student by distillation."""

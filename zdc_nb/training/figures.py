@@ -1,0 +1,68 @@
+"""Figures of how a training went."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from zdc_nb.training.trainers import DISTILLATION_TERMS
+
+__all__ = ["student_figure", "teacher_figure"]
+
+_COLOURS = {"train": "#3b6fb6", "validation": "#d1603d"}
+
+_TITLES = {
+    "end_data": "ends, data loop\nx' against x",
+    "blocks_data": "blocks between, data loop\n$y_i$ against $x_i$",
+    "made_data": "spline parameters, data loop\n$q_i$ against $p_i$",
+    "end_latent": "ends, latent loop\nz' against z",
+    "blocks_latent": "blocks between, latent loop\n$x_i$ against $y_i$",
+    "made_latent": "spline parameters, latent loop\n$p_i$ against $q_i$",
+    "channel": "channel loss\n(eq. 2, unweighted)",
+}
+
+
+def teacher_figure(history: pd.DataFrame, subset: str) -> Figure:
+    """Negative log-likelihood by epoch, with the epoch that was kept.
+
+    ``history`` is that of :func:`zdc_nb.training.trainers.train_teacher`.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    losses = history[history.term == "loss"]
+    for split, colour in _COLOURS.items():
+        part = losses[losses.split == split]
+        axis.plot(part.epoch, part.value, "o-", ms=3, color=colour, label=split)
+    validation = losses[losses.split == "validation"]
+    best = validation.nsmallest(1, "value")
+    epoch, value = best["epoch"].item(), best["value"].item()
+    axis.axvline(epoch, color="0.5", ls=":", label=f"kept: epoch {epoch}, {value:.4f}")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("-log p(x | c) (nats per fibre)")
+    axis.set_title(f"Teacher of {subset}: negative log-likelihood in flow space")
+    axis.legend(frameon=False)
+    return figure
+
+
+def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
+    """Every term of the distillation by epoch, on a logarithmic scale.
+
+    ``history`` is that of :func:`zdc_nb.training.trainers.distil_student`.
+    """
+    terms = [t for t in DISTILLATION_TERMS if (history[history.term == t].value > 0).any()]
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True).ravel()
+    for axis, term in zip(axes, ["loss", *terms], strict=False):
+        for split, colour in _COLOURS.items():
+            part = history[(history.split == split) & (history.term == term)]
+            axis.plot(part.epoch, part.value, "o-", ms=3, color=colour, label=split)
+        axis.set_yscale("log")
+        axis.set_title(_TITLES.get(term, "what was minimised"), fontsize=10)
+        axis.set_ylabel("loss" if term == "loss" else "mean squared difference")
+    for axis in axes[len(terms) + 1 :]:
+        axis.set_visible(False)
+    for axis in axes:
+        axis.set_xlabel("epoch")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"Distilling the student of {subset}, setup {setup}: terms of the loss")
+    return figure
