@@ -284,12 +284,11 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 
 
-def study_split(study: Study, subset: Subset) -> tuple[Events, Events, Events]:
+def study_split(study: Study, subset: Subset, events: Events) -> tuple[Events, Events, Events]:
     """Training, validation and test events of one subset: selected, capped, split; all seeded.
 
     Raises :class:`EventFileError`, naming file and subset, where these are too few.
     """
-    events = study_events(study)
     try:
         events = select_subset(events, subset)
         if subset in study.data.max_responses:
