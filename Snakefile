@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from zdc_nb.params import UserError, load_study
 from zdc_nb.storage import exclusive
 from zdc_nb.study.stages import TABLE, stages_of
-from zdc_nb.study.status import complete_mark, is_complete, outdated
+from zdc_nb.study.status import complete_mark, mark_of, mark_outdated
 
 STUDY_FILE = config.get("study", "params/small.yaml")
 # One run of a study at a time; a second waits, and finds all done then. Held before it is looked
@@ -26,7 +26,8 @@ try:
     if workflow.is_main_process and not workflow.output_settings.dryrun:
         RUN.enter_context(exclusive(STUDY.artifacts / ".run.lock", f"the study {STUDY.name}"))
     STAGES = {stage.name: stage for stage in stages_of(STUDY)}
-    OUTDATED = outdated(STUDY) if workflow.is_main_process else {}
+    if workflow.is_main_process:
+        mark_outdated(STUDY)
 except (UserError, OSError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 
@@ -52,22 +53,16 @@ else:
     SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
     THREADS = max(1, CORES // SIDE_BY_SIDE)
 
-# The table says what is to run again, if nothing is asked for by name.
-if workflow.is_main_process and not workflow.dag_settings.targets:
-    again = {EXECUTED + name + ".ipynb" for name in OUTDATED}
-    if not is_complete(STUDY):
-        again.add(INDEX)
-    workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *again}
-
-
 def names(row):
     """The stages of one row, as a pattern for a wildcard."""
     return "|".join(re.escape(s.name) for s in STAGES.values() if s.row == row)
 
 
 def needed(wildcards):
-    """What has to be done before; whether it is older or newer says nothing, the table does."""
-    return [ancient(EXECUTED + s.name + ".ipynb") for s in STAGES[wildcards.name].needs]
+    """What has to be done before; older or newer says nothing, the mark alone does."""
+    stage = STAGES[wildcards.name]
+    before = [ancient(EXECUTED + other.name + ".ipynb") for other in stage.needs]
+    return [str(mark_of(STUDY, stage.name)), *before]
 
 
 def urgency(wildcards):
@@ -90,6 +85,7 @@ rule index:
     message:
         "index page"
     input:
+        str(mark_of(STUDY, "index")),
         expand(REPORTS + "/html/{name}.html", name=STAGES),
     output:
         INDEX,

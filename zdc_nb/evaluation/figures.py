@@ -93,37 +93,31 @@ def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
 
 
 def sample_figure(
-    events: Events,
-    generated: Sequence[NDArray[Any]],
-    examples: NDArray[np.intp],
-    names: Sequence[str] | None = None,
+    events: Events, generated: Sequence[NDArray[Any]], names: Sequence[str] | None = None
 ) -> Figure:
-    """Reference beside generated responses, a row for each particle (paper, Fig. 1).
+    """Test responses beside generated ones, a row for each event (paper, Fig. 1).
 
     Parameters
     ----------
     events
-        N reference events.
+        a few test events.
     generated
-        arrays (N, 44, 44), photons, each aligned with ``events``; a column each.
-    examples
-        positions of the events to show, as from :func:`choose_examples`.
+        their generated responses, photons, in arrays of the same shape; a column each.
     names
         heading of each generated column; ``generated 1``, ``generated 2`` ... by default.
     """
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
-    columns = [events[examples].responses, *(responses[examples] for responses in generated)]
-    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(examples)), layout="constrained")
-    axes = figure.subplots(len(examples), len(columns), squeeze=False, sharex=True, sharey=True)
+    columns = [events.responses, *generated]
+    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(events)), layout="constrained")
+    axes = figure.subplots(len(events), len(columns), squeeze=False, sharex=True, sharey=True)
     brightest = max(int(column.max()) for column in columns)
-    for row, column in product(range(len(examples)), range(len(columns))):
+    for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], ["reference", *names], strict=True):
+    for axis, name in zip(axes[0], ["simulated (test)", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
-    for axis, example in zip(axes[:, 0], examples, strict=True):
-        name = species_symbol(int(events.pdg[example]))
-        energy = events.features[example, FEATURES.index("energy")]
+    for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
+        name, energy = species_symbol(int(pdg)), features[FEATURES.index("energy")]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     return figure
 

@@ -27,8 +27,17 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.figures import save_figure
-from zdc_nb.evaluation.metrics import baseline_evaluations, evaluate_runs
+from zdc_nb.evaluation.conclusions import as_list
+from zdc_nb.evaluation.figures import choose_examples, save_figure
+from zdc_nb.evaluation.metrics import (
+    BASELINES,
+    baseline_evaluations,
+    dataset_sizes,
+    evaluate_runs,
+    ignorant_runs,
+    matched_runs,
+    reference_runs,
+)
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
@@ -42,7 +51,7 @@ from zdc_nb.study.artefacts import (
     is_current,
     trained_models,
 )
-from zdc_nb.study.dataset import study_events, study_split
+from zdc_nb.study.dataset import data_report, study_events, study_split
 from zdc_nb.study.stages import Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
@@ -142,6 +151,45 @@ class Session:
     def test_events(self) -> Events:
         """Test part of the stage's data set."""
         return self.split(self.subset)[2]
+
+    def left_out(self) -> pd.DataFrame:
+        """Test responses and particles that the first two baselines cannot answer.
+
+        Columns subset, test_responses, test_particles, left_out_responses, left_out_particles; a
+        row for the stage's data set, or for each of the study.
+        """
+        subsets = [self.stage.subset] if self.stage.subset else self.study.subsets
+        rows = []
+        for subset in subsets:
+            train, _, test = self.split(subset)
+            alone = ~np.isin(test.particle, train.particle)
+            particles = [len(np.unique(part)) for part in (test.particle, test.particle[alone])]
+            rows.append((subset, len(test), particles[0], int(alone.sum()), particles[1]))
+        names = ("test_responses", "test_particles", "left_out_responses", "left_out_particles")
+        return pd.DataFrame(rows, columns=["subset", *names])
+
+    def dataset_sizes(self) -> pd.DataFrame:
+        """Responses and unique particles of each part of each data set of the study."""
+        sizes = [dataset_sizes(subset, *self.split(subset)) for subset in self.study.subsets]
+        return pd.concat(sizes, ignore_index=True)
+
+    def data_sentences(self) -> str:
+        """Where the data come from and what came of their rows, as a Markdown list."""
+        report = data_report(self.study)
+        said = [
+            f"`{file['name']}`: {file['size']} bytes, SHA-256 {file['sha256']}"
+            for file in report["files"]
+        ]
+        said += [
+            f"{count} of {report['read']} rows were dropped: expected {expected}"
+            for expected, count in report["dropped"].items()
+        ]
+        if report["faint"]:
+            least = self.study.data.min_photons
+            said.append(f"{report['faint']} responses have fewer than {least} photons")
+        if report["guessed_species"]:
+            said.append("Without PDG codes: species were guessed from mass and charge")
+        return as_list(said)
 
     # --- models ---
 
@@ -255,6 +303,23 @@ class Session:
         with found.write() as temporary:
             table.to_csv(temporary, index=False)
         return table
+
+    def baseline_look(self) -> tuple[Events, dict[str, NDArray[np.uint16]]]:
+        """A few test events, and what each baseline answers them with."""
+        train, _, test = self.split(self.subset)
+        draws = (reference_runs, matched_runs, ignorant_runs)
+        found = {
+            name: draw(train, test, 1, self.study.seed)
+            for name, draw in zip(BASELINES, draws, strict=True)
+        }
+        # the first two leave out particles without a training response
+        answered = found["reference"].test
+        chosen = choose_examples(answered, self.study.evaluation.figure_particles)
+        place = np.flatnonzero(np.isin(test.particle, train.particle))[chosen]
+        rows = {"reference": chosen, "reference+sum": chosen, "ignorant": place}
+        return answered[chosen], {
+            name: next(iter(baseline.generations))[rows[name]] for name, baseline in found.items()
+        }
 
     def evaluate(self, name: str) -> pd.DataFrame:
         """Metrics of a model on the test part, which it generates as often as the study says.

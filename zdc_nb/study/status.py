@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from zdc_nb.params import Study
+from zdc_nb.storage import write_text
 from zdc_nb.study.artefacts import differences, is_current
 from zdc_nb.study.stages import Stage, stages_of
 
-__all__ = ["changed_parameters", "complete_mark", "is_complete", "outdated", "read_fingerprint"]
+__all__ = [
+    "changed_parameters",
+    "complete_mark",
+    "is_complete",
+    "mark_of",
+    "mark_outdated",
+    "outdated",
+    "read_fingerprint",
+]
 
 
 def read_fingerprint(notebook: Path) -> dict[str, Any]:
@@ -71,3 +81,20 @@ def is_complete(study: Study) -> bool:
         return complete_mark(study).read_text("utf-8") == study.model_dump_json()
     except OSError:
         return False
+
+
+def mark_of(study: Study, name: str) -> Path:
+    """A file that is newer than a stage's notebook exactly where the stage is to run again."""
+    return study.reports / ".marks" / name
+
+
+def mark_outdated(study: Study) -> None:
+    """Set the times of the marks, from which Snakemake knows what is to run again."""
+    again = outdated(study)
+    if not is_complete(study):
+        again["index"] = "it was written when not all was done"
+    for name in (*(stage.name for stage in stages_of(study)), "index"):
+        mark = mark_of(study, name)
+        if not mark.is_file():
+            write_text("", mark)
+        os.utime(mark, None if name in again else (0, 0))
