@@ -1,4 +1,8 @@
-"""The same grid on a cluster: the smoke study, a job for every notebook, on a real Slurm."""
+"""The same grid on a cluster: a job for every notebook, on a real Slurm.
+
+`make test` runs the data's notebook as a job, `make test-all` the smoke study and all that may
+happen to its jobs.
+"""
 
 import os
 import re
@@ -23,13 +27,25 @@ PROFILE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text
 # What the cluster of the test has less of: CPUs, and time to wait for.
 OVERRIDES = (
     *("--set-threads", *(f"{rule}=1" for rule in PROFILE["set-threads"])),
-    *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
+    *("--slurm-init-seconds-before-status-checks", "1"),
     *("--latency-wait", "10"),
 )
+
+# The plugin asks 10 s later each time that nothing has ended, and no setting turns that off: jobs of
+# seconds would wait for minutes.
+SNAKEMAKE = """
+import asyncio
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.sleep = lambda self: asyncio.sleep(0.5)
+main()
+"""
 
 Job = dict[str, str]
 
 ONE_NOTEBOOK = "docs/one_notebook.sbatch"
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +82,8 @@ def start(cluster: Cluster, project: Path, *options: str) -> subprocess.Popen[by
     command = [
         *ENDS_WITH_US,
         sys.executable,
-        "-m",
-        "snakemake",
+        "-c",
+        SNAKEMAKE,
         "--profile",
         "profiles/slurm",
         *OVERRIDES,
@@ -110,6 +126,21 @@ class Grid:
     printed: str
 
 
+def test_one_job_of_the_grid_runs(cluster: Cluster, new_project: Callable[[], Path]) -> None:
+    project = new_project()
+    study = project / "params" / "smoke.yaml"
+    content = yaml.safe_load(study.read_text("utf-8"))
+    content["data"] |= {"responses": 300, "max_responses": {"n": 100, "all": 100}}
+    study.write_text(yaml.safe_dump(content), "utf-8")
+    printed = project / "printed.txt"
+    assert start(cluster, project, "--until", "data").wait() == 0, printed.read_text("utf-8")
+    (job,) = jobs_by_name(cluster, project).values()
+    assert job["JobState"] == "COMPLETED"
+    assert job["MinMemoryNode"] == f"{PROFILE['default-resources']['mem_mb']}M"
+    assert (project / "artifacts" / "smoke" / "data.root").is_file()
+    assert (project / "reports" / "smoke" / "notebooks" / "01_data_exploration.ipynb").is_file()
+
+
 @pytest.fixture(scope="module")
 def grid(cluster: Cluster, new_project: Callable[[], Path]) -> Grid:
     """The smoke study, with the teacher of `all` held back until a student of `n` has begun."""
@@ -144,6 +175,7 @@ def grid(cluster: Cluster, new_project: Callable[[], Path]) -> Grid:
     return Grid(project, jobs_by_name(cluster, project), printed.read_text("utf-8"))
 
 
+@slow
 def test_every_notebook_was_a_job_that_succeeded(grid: Grid) -> None:
     subsets, setups = ("n", "all"), ("bs", "bs+div", "bs+ch", "bs+ch+div")
     expected = {"data", "ablations", "shower_shapes", "speed"}
@@ -160,6 +192,7 @@ def test_every_notebook_was_a_job_that_succeeded(grid: Grid) -> None:
     assert [name for name in names if not (reports / "html" / f"{name}.html").is_file()] == []
 
 
+@slow
 def test_only_trainings_and_speed_ask_for_a_gpu(grid: Grid) -> None:
     with_gpu = {name for name, job in grid.jobs.items() if "gpu:1" in job.get("TresPerJob", "")}
     assert with_gpu == {
@@ -168,6 +201,7 @@ def test_only_trainings_and_speed_ask_for_a_gpu(grid: Grid) -> None:
     assert [job for job in grid.jobs.values() if "TresPerNode" in job] == []
 
 
+@slow
 def test_jobs_ask_for_what_the_profile_says(grid: Grid) -> None:
     for name, job in grid.jobs.items():
         wanted = PROFILE["default-resources"] | PROFILE["set-resources"].get(name.split()[0], {})
@@ -178,6 +212,7 @@ def test_jobs_ask_for_what_the_profile_says(grid: Grid) -> None:
         assert job["Requeue"] == "1"
 
 
+@slow
 def test_each_student_waits_for_its_own_teacher_only(grid: Grid) -> None:
     def when(name: str, field: str) -> datetime:
         return datetime.fromisoformat(grid.jobs[name][field])
@@ -190,6 +225,7 @@ def test_each_student_waits_for_its_own_teacher_only(grid: Grid) -> None:
     assert first <= when("teacher all", "StartTime")
 
 
+@slow
 def test_log_of_every_job_is_kept_and_named(grid: Grid) -> None:
     named = re.findall(r"SLURM jobid (\d+) \(log: (.*)\)\.$", grid.printed, re.MULTILINE)
     assert {number for number, _ in named} == {job["JobId"] for job in grid.jobs.values()}
@@ -197,6 +233,7 @@ def test_log_of_every_job_is_kept_and_named(grid: Grid) -> None:
         assert "1 of 1 steps (100%) done" in Path(log).read_text("utf-8")
 
 
+@slow
 def test_failure_on_a_node_is_shown_where_snakemake_runs(
     cluster: Cluster, new_project: Callable[[], Path]
 ) -> None:
@@ -217,6 +254,7 @@ def test_failure_on_a_node_is_shown_where_snakemake_runs(
     assert jobs_by_name(cluster, project)["data"]["JobState"] == "FAILED"
 
 
+@slow
 def test_a_training_that_is_told_to_stop_goes_on_in_its_next_attempt(
     cluster: Cluster, new_project: Callable[[], Path]
 ) -> None:
@@ -268,11 +306,15 @@ def job_of(cluster: Cluster, number: str) -> Job:
 
 def test_make_takes_the_profile() -> None:
     def commands(*arguments: str) -> str:
-        command = ["make", "--dry-run", "study", *arguments]
+        # as where nothing is installed yet
+        command = ["make", "--dry-run", "study", "VENV=.no-venv", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert 'snakemake --profile "profiles/$PROFILE" ' in commands("PROFILE=slurm")
-    assert 'snakemake --cores "$CORES" ' in commands()
+    there, here = commands("PROFILE=slurm"), commands()
+    assert 'snakemake --profile "profiles/$PROFILE" ' in there
+    assert '--editable ".[slurm]"' in there
+    assert 'snakemake --cores "$CORES" ' in here
+    assert "[slurm]" not in here
 
 
 SMOKE = ("-p", "study", "params/smoke.yaml")
@@ -285,6 +327,7 @@ def ended(cluster: Cluster, number: str) -> Job:
     return job
 
 
+@slow
 def test_one_notebook_runs_as_a_job_by_hand(cluster: Cluster, grid: Grid) -> None:
     number = sbatch(cluster, grid.project, "05_shower_shapes", *SMOKE)
     job = ended(cluster, number)
@@ -294,6 +337,7 @@ def test_one_notebook_runs_as_a_job_by_hand(cluster: Cluster, grid: Grid) -> Non
     assert "gpu:1" in job["TresPerJob"]
 
 
+@slow
 def test_one_notebook_that_fails_does_not_go_back_into_the_queue(
     cluster: Cluster, grid: Grid
 ) -> None:
@@ -307,6 +351,7 @@ def run_out_of_time(cluster: Cluster, number: str) -> None:
     cluster.ask("scancel", "--batch", "--signal=USR1", number)
 
 
+@slow
 def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
     cluster: Cluster, grid: Grid
 ) -> None:
