@@ -14,7 +14,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from zdc_nb.evaluation.metrics import METRICS, QUANTITIES
+from zdc_nb.evaluation import METRICS, QUANTITIES
 from zdc_nb.params import Study, load_study, notebook_names
 from zdc_nb.study.runs import load_records
 

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.metrics import evaluate_runs
+from zdc_nb.evaluation import evaluate_runs
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import StudentParams, Study, Subset, TeacherParams, derive_seed
