@@ -2,46 +2,42 @@
 
     snakemake --cores 2 --config study=params/small.yaml
 
-What is done is skipped. A job runs again when its notebook, what it reads, or a parameter that it
-depends on has changed, but not when zdc_nb changes: add --forceall for that.
+What is done is skipped. What runs, after what, and when again is read off the table of stages
+(zdc_nb/study/stages.py): a stage runs again when a parameter that it depends on, a cell of its
+notebook or what it reads has changed, but not when zdc_nb changes.
 """
 
 import re
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
-from zdc_nb.params import load_study, notebook_names
+from zdc_nb.params import UserError, load_study
 from zdc_nb.storage import exclusive
+from zdc_nb.study.stages import TABLE, stages_of
+from zdc_nb.study.status import complete_mark, mark_of, mark_outdated
 
 STUDY_FILE = config.get("study", "params/small.yaml")
-STUDY = load_study(STUDY_FILE)
-
 # One run of a study at a time; a second waits, and finds all done then. Held before it is looked
 # what there is to do, until this process ends, however it does: Snakemake's own lock would stay
 # behind after a SIGKILL, and is turned off in profiles/default.
 RUN = ExitStack()
-if workflow.is_main_process and not workflow.output_settings.dryrun:
-    RUN.enter_context(exclusive(STUDY.artifacts / ".run.lock", f"the study {STUDY.name}"))
+try:
+    STUDY = load_study(STUDY_FILE)
+    if workflow.is_main_process and not workflow.output_settings.dryrun:
+        RUN.enter_context(exclusive(STUDY.artifacts / ".run.lock", f"the study {STUDY.name}"))
+    STAGES = {stage.name: stage for stage in stages_of(STUDY)}
+    if workflow.is_main_process:
+        mark_outdated(STUDY)
+except (UserError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
 
-ARTIFACTS = str(STUDY.artifacts)
 REPORTS = str(STUDY.reports)
-# Beside the page, which after a failure is there, too: what is missing is made by the next run.
-COMPLETE = REPORTS + "/.complete"
+for name in "{}<>":
+    if name in f"{STUDY.artifacts}{REPORTS}":
+        sys.exit(f"{REPORTS}: expected a path without {name}, which snakemake would interpret")
 EXECUTED = REPORTS + "/notebooks/"
 LOGS = REPORTS + "/logs/"
-DATA = ARTIFACTS + "/data.root"
-DATA_FILES = []
-if STUDY.data.file is not None:
-    from zdc_nb.study.dataset import data_files
-
-    DATA_FILES = [str(path) for path in data_files(STUDY)]
-for path in (ARTIFACTS, REPORTS, *DATA_FILES):
-    if set("{}") & set(path):
-        sys.exit(f"{path}: expected a name without braces, which snakemake takes for wildcards")
-
-NAMES = notebook_names(STUDY)
-ABLATION_TABLES = ("table1", "baselines", "relative_changes", "reference_left_out", "datasets")
+INDEX = REPORTS + "/index.html"
 
 PYTHON = sys.executable
 # Trainings run side by side on a CPU. A GPU is not shared: one after the other, on all cores.
@@ -56,7 +52,27 @@ else:
 
     SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
     THREADS = max(1, CORES // SIDE_BY_SIDE)
-GPUS = 0 if STUDY.device == "cpu" else 1
+
+def names(row):
+    """The stages of one row, as a pattern for a wildcard."""
+    return "|".join(re.escape(s.name) for s in STAGES.values() if s.row == row)
+
+
+def needed(wildcards):
+    """What has to be done before; older or newer says nothing, the mark alone does."""
+    stage = STAGES[wildcards.name]
+    before = [ancient(EXECUTED + other.name + ".ipynb") for other in stage.needs]
+    return [str(mark_of(STUDY, stage.name)), *before]
+
+
+def urgency(wildcards):
+    """Bad data are found before anything else begins; `all` is largest, so nothing waits for it."""
+    stage = STAGES[wildcards.name]
+    return 2 if not stage.row.needs else int(stage.subset == "all")
+
+
+wildcard_constraints:
+    name="|".join(map(re.escape, STAGES)),
 
 
 # What a machine that submits to a cluster does itself: seconds, not worth a place in the queue.
@@ -65,63 +81,14 @@ localrules:
     html,
 
 
-def results(subset, model):
-    """What training one model leaves, by kind."""
-    return {
-        "model": f"{ARTIFACTS}/models/{subset}/{model}.safetensors",
-        "evaluation": f"{ARTIFACTS}/evaluation/{subset}/{model}.csv",
-        "history": f"{ARTIFACTS}/history/{subset}/{model}.csv",
-        "samples": f"{ARTIFACTS}/samples/{subset}/{model}.npz",
-    }
-
-
-def all_results():
-    """The results of every model of the study."""
-    models = ("teacher", *STUDY.setups)
-    return [path for s in STUDY.subsets for m in models for path in results(s, m).values()]
-
-
-def values_of(*sections):
-    """These sections of the study: a job for which they have changed runs again."""
-    return STUDY.model_dump_json(include={"seed", "device", *sections})
-
-
-# as zdc_nb.study.runs.DEPENDS_ON has it for the page, which else would call them outdated
-OF_RESULTS = (
-    *("data", "preprocessing", "flow", "teacher", "student"),
-    *("evaluation", "subsets", "setups"),
-)
-
-
-def largest_first(wildcards):
-    """`all` holds more responses than any species: begun first, nothing waits for it."""
-    return int(wildcards.subset == "all")
-
-
-# The job ends with the process that waits for it, this one or that of a cluster's job.
-EXECUTE = """
-export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
-exec {PYTHON:q} -m zdc_nb.study.execute {input.notebook:q} {output.notebook:q} --parent $PPID \
-    -r study {STUDY_FILE:q} {params.parameters:q} 2> {log:q}
-"""
-
-
-wildcard_constraints:
-    subset="|".join(map(re.escape, STUDY.subsets)),
-    setup="|".join(map(re.escape, STUDY.setups)),
-    name="|".join(map(re.escape, NAMES)),
-
-
 rule index:
     message:
         "index page"
     input:
-        expand(REPORTS + "/html/{name}.html", name=NAMES),
+        str(mark_of(STUDY, "index")),
+        expand(REPORTS + "/html/{name}.html", name=STAGES),
     output:
-        REPORTS + "/index.html",
-        touch(COMPLETE),
-    params:
-        values=values_of(*type(STUDY).model_fields),
+        INDEX,
     shell:
         "{PYTHON:q} -m zdc_nb.study.report {STUDY_FILE:q}"
 
@@ -144,128 +111,32 @@ rule html:
         "{input:q} --output-dir {REPORTS:q}/html &> {log:q}"
 
 
-rule data:
-    message:
-        "data and their exploration"
-    input:
-        notebook="notebooks/01_data_exploration.ipynb",
-        files=DATA_FILES,
-    output:
-        notebook=EXECUTED + "01_data_exploration.ipynb",
-        data=DATA,
-    log:
-        LOGS + "01_data_exploration.log",
-    params:
-        parameters=[],
-        values=values_of("data"),
-    priority: 2 # bad data are found before anything else begins
-    shell:
-        EXECUTE
+for row in TABLE.values():
 
-
-rule teacher:
-    message:
-        "teacher of {wildcards.subset}"
-    input:
-        notebook="notebooks/02_teacher_training.ipynb",
-        data=DATA,
-    output:
-        notebook=EXECUTED + "02_teacher_training-{subset}.ipynb",
-        **results("{subset}", "teacher"),
-    log:
-        LOGS + "02_teacher_training-{subset}.log",
-    params:
-        parameters=["-r", "subset", "{subset}"],
-        values=values_of("data", "preprocessing", "flow", "teacher", "evaluation"),
-    priority: largest_first
-    threads: THREADS
-    resources:
-        gpu=GPUS,
-    shell:
-        EXECUTE
-
-
-rule student:
-    message:
-        "student of {wildcards.subset}, {wildcards.setup}"
-    input:
-        notebook="notebooks/03_student_distillation.ipynb",
-        data=DATA,
-        teacher=results("{subset}", "teacher")["model"],
-    output:
-        notebook=EXECUTED + "03_student_distillation-{subset}-{setup}.ipynb",
-        **results("{subset}", "{setup}"),
-    log:
-        LOGS + "03_student_distillation-{subset}-{setup}.log",
-    params:
-        parameters=["-r", "subset", "{subset}", "-r", "setup", "{setup}"],
-        values=values_of("data", "preprocessing", "flow", "teacher", "student", "evaluation"),
-    priority: largest_first
-    threads: THREADS
-    resources:
-        gpu=GPUS,
-    shell:
-        EXECUTE
-
-
-rule ablations:
-    message:
-        "ablations (Table 1)"
-    input:
-        all_results(),
-        notebook="notebooks/04_ablations.ipynb",
-        data=DATA,
-    output:
-        notebook=EXECUTED + "04_ablations.ipynb",
-        tables=expand(REPORTS + "/tables/{table}.csv", table=ABLATION_TABLES),
-    log:
-        LOGS + "04_ablations.log",
-    params:
-        parameters=[],
-        values=values_of(*OF_RESULTS),
-    shell:
-        EXECUTE
-
-
-rule shower_shapes:
-    message:
-        "shower shapes (Table 2)"
-    input:
-        all_results(),
-        notebook="notebooks/05_shower_shapes.ipynb",
-        data=DATA,
-    output:
-        notebook=EXECUTED + "05_shower_shapes.ipynb",
-        table=REPORTS + "/tables/table2.csv",
-    log:
-        LOGS + "05_shower_shapes.log",
-    params:
-        parameters=[],
-        values=values_of(*OF_RESULTS),
-    shell:
-        EXECUTE
-
-
-rule speed:
-    message:
-        "speed, alone on all cores"
-    input:
-        all_results(),
-        notebook="notebooks/06_speed.ipynb",
-        data=DATA,
-    output:
-        notebook=EXECUTED + "06_speed.ipynb",
-        tables=expand(REPORTS + "/tables/{table}.csv", table=("speed", "training_speed")),
-    log:
-        LOGS + "06_speed.log",
-    params:
-        parameters=[],
-        values=values_of(*OF_RESULTS, "speed"),
-    threads: CORES
-    resources:
-        gpu=GPUS,
-    shell:
-        EXECUTE
+    rule:
+        name:
+            row.name
+        message:
+            f"{row.title}: {{wildcards.name}}"
+        input:
+            needed,
+        output:
+            EXECUTED + "{name}.ipynb",
+        wildcard_constraints:
+            name=names(row),
+        log:
+            LOGS + "{name}.log",
+        priority: urgency
+        threads: CORES if row.alone else THREADS if row.on_gpu else 1
+        resources:
+            gpu=int(row.on_gpu and STUDY.device != "cpu"),
+        shell:
+            # The job ends with the process that waits for it, this one or that of a cluster's job.
+            """
+            export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}
+            exec {PYTHON:q} -m zdc_nb.study.execute {STUDY_FILE:q} {wildcards.name:q} \
+                --parent $PPID 2> {log:q}
+            """
 
 
 onerror:
@@ -273,7 +144,7 @@ onerror:
     if workflow.is_main_process:
         from zdc_nb.study.report import build_index, describe_failures, failed_pages
 
-        Path(COMPLETE).unlink(missing_ok=True)
+        complete_mark(STUDY).unlink(missing_ok=True)
         failed_pages(STUDY)
         # no job is left: what still says that it runs, on another host, was killed there
         page = build_index(STUDY, STUDY_FILE, ended=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
 from zdc_nb.data.events import Events
-from zdc_nb.detector.observables import channel_masks, containment_radius, shower_centre
+from zdc_nb.detector import ZN, containment_radius, shower_centre
 from zdc_nb.evaluation.metrics import (
     BASELINES,
     METRICS,
@@ -72,7 +72,7 @@ def generated_for(test: Events) -> NDArray[np.uint16]:
 def test_table_1_metrics_equal_scipy_and_loops(test: Events) -> None:
     generated = generated_for(test)
     distances, plain, weighted = [], [], []
-    for mask in channel_masks():
+    for mask in ZN.masks:
         before = [int(response[mask].sum()) for response in test.responses]
         after = [int(response[mask].sum()) for response in generated]
         distances.append(wasserstein_distance(before, after))
@@ -91,9 +91,9 @@ def test_table_1_metrics_equal_scipy_and_loops(test: Events) -> None:
 
 def test_table_2_metrics_equal_loops(test: Events) -> None:
     generated = generated_for(test)
-    before, after = shower_centre(test.responses), shower_centre(generated)
-    radius_before = containment_radius(test.responses)
-    radius_after = containment_radius(generated)
+    before, after = shower_centre(test.responses, ZN), shower_centre(generated, ZN)
+    radius_before = containment_radius(test.responses, ZN)
+    radius_after = containment_radius(generated, ZN)
     columns = {
         "centre": [(before[:, 0], after[:, 0]), (before[:, 1], after[:, 1])],
         "radius": [(radius_before, radius_after)],
@@ -314,7 +314,7 @@ def test_scaling_favours_no_channel() -> None:
     repeats = np.tile(response, (40, 1, 1))
     rng = np.random.default_rng(0)
     scaled = np.concatenate([scale_to_photon_sum(repeats, np.full(40, 22), rng) for _ in range(50)])
-    common = scaled[:, channel_masks()[0]].sum(axis=1)
+    common = scaled[:, ZN.masks[0]].sum(axis=1)
     assert common.min() > 0
     assert common.max() < 22
     assert common.mean() == pytest.approx(11, abs=1)

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from tests.slurm_cluster import ENDS_WITH_US, Cluster, SlurmError, find_programs, private_cluster
-from zdc_nb.params import load_study, notebook_names
+from zdc_nb.params import load_study
+from zdc_nb.study import stages_of
 
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text("utf-8"))
@@ -107,13 +108,13 @@ def start(cluster: Cluster, project: Path, *options: str) -> subprocess.Popen[by
 
 
 def jobs_by_name(cluster: Cluster, project: Path) -> dict[str, Job]:
-    """The jobs of a project's grid under their rules and wildcards, for example `teacher n`."""
+    """The jobs of a project's grid under their rules and keys, for example `teacher n`."""
     found = {}
     for job in cluster.jobs():
-        match = re.fullmatch(r"rule_(\w+?)(?:_wildcards_(.*))?", job.get("Comment", ""))
+        match = re.fullmatch(r"rule_(\w+?)_wildcards_\w+?(?:-(.*))?", job.get("Comment", ""))
         if match and job["WorkDir"] == str(project):
-            rule, wildcards = match.groups()
-            found[f"{rule} {wildcards}" if wildcards else rule] = job
+            rule, keys = match.groups()
+            found[f"{rule} {keys}" if keys else rule] = job
     return found
 
 
@@ -180,14 +181,15 @@ def test_every_notebook_was_a_job_that_succeeded(grid: Grid) -> None:
     subsets, setups = ("n", "all"), ("bs", "bs+div", "bs+ch", "bs+ch+div")
     expected = {"data", "ablations", "shower_shapes", "speed"}
     expected |= {f"teacher {subset}" for subset in subsets}
-    expected |= {f"student {subset}_{setup}" for subset in subsets for setup in setups}
+    expected |= {f"{name} {subset}" for name in ("baselines", "evaluation") for subset in subsets}
+    expected |= {f"student {subset}-{setup}" for subset in subsets for setup in setups}
     # pages are made where snakemake runs
     assert grid.jobs.keys() == expected
     assert {job["JobState"] for job in grid.jobs.values()} == {"COMPLETED"}
     reports = grid.project / "reports" / "smoke"
     assert (reports / "index.html").is_file()
     study = load_study(ROOT / "params" / "smoke.yaml")
-    names = notebook_names(study)
+    names = [stage.name for stage in stages_of(study)]
     assert len(names) == len(expected)
     assert [name for name in names if not (reports / "html" / f"{name}.html").is_file()] == []
 
@@ -196,7 +198,7 @@ def test_every_notebook_was_a_job_that_succeeded(grid: Grid) -> None:
 def test_only_trainings_and_speed_ask_for_a_gpu(grid: Grid) -> None:
     with_gpu = {name for name, job in grid.jobs.items() if "gpu:1" in job.get("TresPerJob", "")}
     assert with_gpu == {
-        name for name in grid.jobs if name.split()[0] in ("teacher", "student", "speed")
+        name for name in grid.jobs if name.split()[0] in ("teacher", "student", "evaluation", "speed")
     }
     assert [job for job in grid.jobs.values() if "TresPerNode" in job] == []
 
@@ -219,7 +221,7 @@ def test_each_student_waits_for_its_own_teacher_only(grid: Grid) -> None:
 
     students = [name for name in grid.jobs if name.startswith("student")]
     for name in students:
-        subset = name.split()[1].split("_")[0]
+        subset = name.split()[1].split("-")[0]
         assert when(name, "StartTime") >= when(f"teacher {subset}", "EndTime")
     first = min(when(name, "StartTime") for name in students if name.startswith("student n"))
     assert first <= when("teacher all", "StartTime")
@@ -247,7 +249,7 @@ def test_failure_on_a_node_is_shown_where_snakemake_runs(
     assert run.wait() != 0
     printed = (project / "printed.txt").read_text("utf-8")
     failed = project / "reports" / "smoke" / "notebooks" / "01_data_exploration.failed.ipynb"
-    ending = printed[printed.index("01_data_exploration failed in cell") :]
+    ending = printed[printed.index("01_data_exploration failed") :]
     assert "broken.root" in ending
     assert str(failed) in ending
     assert failed.is_file()
@@ -284,7 +286,7 @@ def test_a_training_that_is_told_to_stop_goes_on_in_its_next_attempt(
     assert job_of(cluster, first["JobId"])["JobState"] == "FAILED"
     assert second["JobState"] == "COMPLETED"
     assert first["JobId"] != second["JobId"]
-    logs = project / ".snakemake" / "slurm_logs" / "rule_teacher" / "n"
+    logs = project / ".snakemake" / "slurm_logs" / "rule_teacher" / "02_teacher_training-n"
     stopped, went_on = (
         (logs / f"{job['JobId']}.log").read_text("utf-8") for job in (first, second)
     )
@@ -329,11 +331,11 @@ def ended(cluster: Cluster, number: str) -> Job:
 
 @slow
 def test_one_notebook_runs_as_a_job_by_hand(cluster: Cluster, grid: Grid) -> None:
-    number = sbatch(cluster, grid.project, "05_shower_shapes", *SMOKE)
+    number = sbatch(cluster, grid.project, "07_shower_shapes", *SMOKE)
     job = ended(cluster, number)
     log = (grid.project / f"zdc-notebook-{number}.log").read_text("utf-8")
     assert job["JobState"] == "COMPLETED", log
-    assert (grid.project / f"05_shower_shapes-{number}.ipynb").is_file()
+    assert (grid.project / f"07_shower_shapes-{number}.ipynb").is_file()
     assert "gpu:1" in job["TresPerJob"]
 
 
@@ -377,7 +379,7 @@ def test_one_notebook_that_runs_out_of_time_goes_back_into_the_queue(
             time.sleep(0.3)
         text = log.read_text("utf-8")
         assert "goes back into the queue" in text
-        saved = re.search(r"SIGINT after step (\d+); saved as .*teacher\.safetensors", text)
+        saved = re.search(r"stopped by SIGINT after step (\d+) of \d+, saved", text)
         assert saved, text
         # not after the two minutes that Slurm lets it wait
         cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")

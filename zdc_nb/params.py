@@ -32,10 +32,10 @@ __all__ = [
     "Study",
     "Subset",
     "TeacherParams",
+    "UserError",
     "derive_seed",
     "load_parameters",
     "load_study",
-    "notebook_names",
     "project_root",
 ]
 
@@ -54,7 +54,11 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 
 
-class ParameterError(ValueError):
+class UserError(Exception):
+    """What the user can mend: the message says all that is needed."""
+
+
+class ParameterError(UserError, ValueError):
     """A study file, or a value asked of it, is not what was expected."""
 
 
@@ -376,19 +380,3 @@ def derive_seed(seed: int, *labels: str | int) -> int:
     words = [zlib.crc32(str(label).encode()) for label in labels]
     state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
-
-
-def notebook_names(study: Study) -> list[str]:
-    """Names of the executed notebooks of a study, in the order of the grid."""
-    return [
-        "01_data_exploration",
-        *(f"02_teacher_training-{subset}" for subset in study.subsets),
-        *(
-            f"03_student_distillation-{subset}-{setup}"
-            for subset in study.subsets
-            for setup in study.setups
-        ),
-        "04_ablations",
-        "05_shower_shapes",
-        "06_speed",
-    ]

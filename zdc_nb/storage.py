@@ -1,14 +1,9 @@
-"""Files that are either whole or not there, and that say what they were made with.
-
-Beside each artefact lies ``<name>.json`` with its checksum and the parameters that it was made
-with. It is written last: an artefact without it, or whose bytes it does not describe, is not whole.
-"""
+"""Atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import socket
@@ -16,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -25,23 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "ArtefactError",
-    "check_artefact",
     "checksum",
     "exclusive",
-    "read_sidecar",
     "save_tensors",
-    "sidecar",
     "sweep",
-    "write_artefact",
     "write_atomically",
     "write_csv",
     "write_text",
 ]
-
-
-class ArtefactError(ValueError):
-    """An artefact is damaged, or was made with other parameters or data; the message names it."""
 
 
 @contextmanager
@@ -138,81 +124,10 @@ def save_tensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Pat
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-# --- Artefacts ----------------------------------------------------------------------------------
-
-
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sidecar(path: Path) -> Path:
-    """Where the checksum and the parameters of the artefact ``path`` are."""
-    return path.with_name(path.name + ".json")
-
-
-@contextmanager
-def write_artefact(path: Path, made_with: object) -> Iterator[Path]:
-    """As :func:`write_atomically`, and then the sidecar.
-
-    ``made_with`` is anything that JSON can hold: all that the artefact depends on.
-    """
-    with write_atomically(path) as temporary:
-        yield temporary
-        # of the bytes that were written, before another process can write the same artefact
-        description = {
-            "bytes": temporary.stat().st_size,
-            "sha256": checksum(temporary),
-            "made_with": made_with,
-        }
-    write_text(json.dumps(description, indent=1), sidecar(path))
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """What is known of the artefact ``path``: ``bytes``, ``sha256`` and ``made_with``.
-
-    Raises
-    ------
-    ArtefactError
-        naming the artefact, where its sidecar is missing or not whole.
-    """
-    try:
-        content = json.loads(sidecar(path).read_text("utf-8"))
-        return {key: content[key] for key in ("bytes", "sha256", "made_with")}
-    except FileNotFoundError as error:
-        raise ArtefactError(
-            f"{path}: not whole, {sidecar(path).name} with its checksum is missing; delete it and "
-            "run the study to make it again"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{sidecar(path)}: expected the checksum of {path.name}") from error
-
-
-def check_artefact(path: Path, made_with: object) -> None:
-    """Raise :class:`ArtefactError` unless ``path`` is whole and was made with ``made_with``."""
-    known = read_sidecar(path)
-    mine = json.loads(json.dumps(made_with))  # as JSON gives it back: no tuples
-    if known["made_with"] != mine:
-        changed = ", ".join(_differences(known["made_with"], mine))
-        raise ArtefactError(
-            f"{path}: was made with other parameters or data than this study has now ({changed}); "
-            "delete it and run the study to make it again"
-        )
-    if path.stat().st_size != known["bytes"] or checksum(path) != known["sha256"]:
-        raise ArtefactError(
-            f"{path}: damaged, its bytes are not those of the checksum in {sidecar(path).name}; "
-            "delete it and run the study to make it again"
-        )
-
-
-def _differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:
-    """Dotted names of the values that differ."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted({*theirs, *mine}):
-            yield from _differences(theirs.get(key), mine.get(key), f"{where}.{key}".lstrip("."))
-    elif theirs != mine:
-        yield where or "all"
 
 
 # --- Who may write ------------------------------------------------------------------------------

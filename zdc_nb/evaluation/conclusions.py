@@ -12,7 +12,15 @@ import pandas as pd
 
 from zdc_nb.params import SETUPS, SUBSETS
 
-__all__ = ["ablation_findings", "as_list", "kept_terms", "listed_names", "shape_findings"]
+__all__ = [
+    "ablation_findings",
+    "as_list",
+    "baseline_findings",
+    "evaluation_findings",
+    "kept_terms",
+    "listed_names",
+    "shape_findings",
+]
 
 SIGNIFICANT = 2.0
 """A change counts as more than noise of generation from this many of its uncertainties."""
@@ -205,3 +213,40 @@ def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
                 f"**{subset}.** bs+ch+div has a smaller mean than bs in {wins} of the "
                 f"{values.shape[1]} errors."
             )
+
+
+def baseline_findings(table: pd.DataFrame) -> str:
+    """What a table of the baselines says of one data set, as a Markdown list."""
+    return as_list(_baseline_sentences(table))
+
+
+def _baseline_sentences(table: pd.DataFrame) -> Iterator[str]:
+    for metric, part in table.groupby("metric", sort=False):
+        mean = part.set_index("model")["mean"]
+        shown = ", ".join(f"`{model}` {value:.3g}" for model, value in mean.items())
+        ratio = ""
+        if {"reference+sum", "ignorant"} <= set(mean.index):
+            times = mean["ignorant"] / mean["reference+sum"]
+            ratio = f"; knowing nothing of the particle costs a factor {times:.3g} above the floor"
+        yield f"**{metric}** (photons): {shown}{ratio}."
+
+
+def evaluation_findings(table: pd.DataFrame) -> str:
+    """What a table of baselines and models says of one data set, as a Markdown list."""
+    return as_list(_evaluation_sentences(table))
+
+
+def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
+    for metric, part in table.groupby("metric", sort=False):
+        mean = part.set_index("model")["mean"]
+        trained = mean[[model for model in mean.index if model in {"teacher", *SETUPS}]]
+        text = (
+            f"**{metric}**: the best is {trained.idxmin()} with {trained.min():.3g}, the worst "
+            f"{trained.idxmax()} with {trained.max():.3g}"
+        )
+        if "reference+sum" in mean:
+            floor = mean["reference+sum"]
+            text += f"; the floor for flows is {floor:.3g}, the best is at {trained.min() / floor:.3g} times that"
+        blind = trained.index[trained >= mean["ignorant"]]
+        text += f". No better than `ignorant` ({mean['ignorant']:.3g}): {listed_names(blind)}."
+        yield text

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,11 +21,10 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
-from zdc_nb.detector.observables import containment_radius, shower_centre
+from zdc_nb.data.figures import draw_response, finish_faces, save_figure, species_symbol
+from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, shape_statistics
 from zdc_nb.params import SETUPS, SUBSETS
-from zdc_nb.storage import write_atomically
 
 __all__ = [
     "changes_figure",
@@ -70,13 +67,6 @@ PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student
 """ms per response: arXiv 2512.20346, section 4."""
 
 
-def save_figure(figure: Figure, path: Path) -> Image:
-    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show."""
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    return Image(path.read_bytes(), retina=True)  # type: ignore[no-untyped-call]
-
-
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
     """Positions of up to ``count`` responses of different particles, spread in photon sum.
 
@@ -93,37 +83,31 @@ def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
 
 
 def sample_figure(
-    events: Events,
-    generated: Sequence[NDArray[Any]],
-    examples: NDArray[np.intp],
-    names: Sequence[str] | None = None,
+    events: Events, generated: Sequence[NDArray[Any]], names: Sequence[str] | None = None
 ) -> Figure:
-    """Reference beside generated responses, a row for each particle (paper, Fig. 1).
+    """Test responses beside generated ones, a row for each event (paper, Fig. 1).
 
     Parameters
     ----------
     events
-        N reference events.
+        a few test events.
     generated
-        arrays (N, 44, 44), photons, each aligned with ``events``; a column each.
-    examples
-        positions of the events to show, as from :func:`choose_examples`.
+        their generated responses, photons, in arrays of the same shape; a column each.
     names
         heading of each generated column; ``generated 1``, ``generated 2`` ... by default.
     """
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
-    columns = [events[examples].responses, *(responses[examples] for responses in generated)]
-    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(examples)), layout="constrained")
-    axes = figure.subplots(len(examples), len(columns), squeeze=False, sharex=True, sharey=True)
+    columns = [events.responses, *generated]
+    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(events)), layout="constrained")
+    axes = figure.subplots(len(events), len(columns), squeeze=False, sharex=True, sharey=True)
     brightest = max(int(column.max()) for column in columns)
-    for row, column in product(range(len(examples)), range(len(columns))):
+    for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], ["reference", *names], strict=True):
+    for axis, name in zip(axes[0], ["simulated (test)", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
-    for axis, example in zip(axes[:, 0], examples, strict=True):
-        name = species_symbol(int(events.pdg[example]))
-        energy = events.features[example, FEATURES.index("energy")]
+    for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
+        name, energy = species_symbol(int(pdg)), features[FEATURES.index("energy")]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     return figure
 
@@ -249,18 +233,21 @@ def shape_figure(
     Parameters
     ----------
     samples
-        subset to its N test events and, by model, responses (N, 44, 44) aligned with them.
+        subset to its N test events and, by model, responses (N, R, K) aligned with them.
     """
     figure = Figure(figsize=(12, 2.9 * len(samples) + 0.5), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False, sharex="col")
     names = ("centre, row", "centre, column", "radius of 90% of the photons")
     for row, (subset, (reference, generated)) in zip(axes, samples.items(), strict=True):
         values = {
-            model: (*shower_centre(responses).T, containment_radius(responses))
+            model: (
+                *shower_centre(responses, reference.detector).T,
+                containment_radius(responses, reference.detector),
+            )
             for model, responses in {"reference": reference.responses, **generated}.items()
         }
         # few responses, wide bins: what differs should not be the noise
-        bins = int(np.clip(np.sqrt(len(reference)), 8, 44))
+        bins = int(np.clip(np.sqrt(len(reference)), 8, max(reference.detector.shape)))
         for k, axis in enumerate(row):
             top = max(each[k].max() for each in values.values())
             for model, each in values.items():
@@ -297,7 +284,7 @@ def particle_figure(
     reference
         N test events.
     generated
-        by model, responses (N, 44, 44) aligned with ``reference``; a row of panels each.
+        by model, responses (N, R, K) aligned with ``reference``; a row of panels each.
     subset
         for the title.
     """
@@ -305,11 +292,11 @@ def particle_figure(
     axes = figure.subplots(
         len(generated), len(QUANTITIES), squeeze=False, sharex="col", sharey="col"
     )
-    before = shape_statistics(reference.particle, reference.responses)
+    before = shape_statistics(reference.particle, reference.responses, reference.detector)
     top = dict.fromkeys(QUANTITIES, 1.0)
     _, counts = np.unique(reference.particle, return_counts=True)
     for row, (model, responses) in zip(axes, generated.items(), strict=True):
-        after = shape_statistics(reference.particle, responses)
+        after = shape_statistics(reference.particle, responses, reference.detector)
         for axis, quantity in zip(row, QUANTITIES, strict=True):
             for a, b, name in zip(
                 before[quantity].T, after[quantity].T, ("row", "column"), strict=False

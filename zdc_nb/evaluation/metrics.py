@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
 from zdc_nb.data.events import Events
-from zdc_nb.detector.observables import channel_sums, containment_radius, shower_centre
+from zdc_nb.detector import Detector, channel_sums, containment_radius, shower_centre
 from zdc_nb.params import SETUPS, SUBSETS, derive_seed
 
 __all__ = [
@@ -117,7 +117,7 @@ def evaluate(reference: Events, generated: NDArray[Any]) -> dict[str, float]:
     ValueError
         where ``generated`` is not one response for each reference response.
     """
-    return _compare(_observe(reference.responses), generated, reference.particle)
+    return _compare(_observe(reference.responses, reference.detector), generated, reference)
 
 
 def evaluate_runs(
@@ -143,11 +143,11 @@ def evaluate_runs(
     EvaluationError
         naming the subset, model and metric that is not finite.
     """
-    observed = _observe(reference.responses)
+    observed = _observe(reference.responses, reference.detector)
     rows = [
         (subset, model, metric, run, value)
         for run, generated in enumerate(generations)
-        for metric, value in _compare(observed, generated, reference.particle).items()
+        for metric, value in _compare(observed, generated, reference).items()
     ]
     frame = pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
     return _finite(frame, "value")
@@ -449,13 +449,13 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
 
 def published_table(number: Literal[1, 2]) -> pd.DataFrame:
     """The paper's Table 1 or 2: the columns of ours but ``runs``, made on ALICE's own data."""
-    source = resources.files("zdc_nb") / "published" / f"published_table{number}.csv"
+    source = resources.files("zdc_nb.evaluation") / "published" / f"published_table{number}.csv"
     with source.open("r", encoding="utf-8") as lines:
         return pd.read_csv(lines)
 
 
 def shape_statistics(
-    particle: NDArray[np.int64], responses: NDArray[Any]
+    particle: NDArray[np.int64], responses: NDArray[Any], detector: Detector
 ) -> dict[str, NDArray[np.float64]]:
     """What Table 2 compares: mean and population variance of centre and radius by particle.
 
@@ -472,7 +472,7 @@ def shape_statistics(
     (particles, 2) row and column for the centre and its variance, (particles, 1) for the radius
     and its variance; fibres, and fibres squared for the variances.
     """
-    return _shape_statistics(_observe(responses), _Groups.of(particle))
+    return _shape_statistics(_observe(responses, detector), _Groups.of(particle))
 
 
 @dataclass(frozen=True)
@@ -496,22 +496,22 @@ class _Observed(NamedTuple):
     radius: NDArray[np.float64]
 
 
-def _observe(responses: NDArray[Any]) -> _Observed:
+def _observe(responses: NDArray[Any], detector: Detector) -> _Observed:
     return _Observed(
-        channel_sums(responses), shower_centre(responses), containment_radius(responses)[:, None]
+        channel_sums(responses, detector),
+        shower_centre(responses, detector),
+        containment_radius(responses, detector)[:, None],
     )
 
 
-def _compare(
-    reference: _Observed, generated: NDArray[Any], particle: NDArray[np.int64]
-) -> dict[str, float]:
-    if len(generated) != len(particle):
+def _compare(reference: _Observed, generated: NDArray[Any], test: Events) -> dict[str, float]:
+    if len(generated) != len(test):
         raise ValueError(
-            f"generated: expected {len(particle)} responses, one for each reference response, "
+            f"generated: expected {len(test)} responses, one for each reference response, "
             f"got {len(generated)}"
         )
-    groups = _Groups.of(particle)
-    found = _observe(generated)
+    groups = _Groups.of(test.particle)
+    found = _observe(generated, test.detector)
     errors = np.abs(_means(found.channels, groups) - _means(reference.channels, groups))
     metrics = {
         "WS": _wasserstein(reference.channels, found.channels),

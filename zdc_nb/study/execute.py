@@ -1,15 +1,16 @@
-"""Executes one notebook of the grid with papermill, so that it can be stopped and gone on with.
+"""Run one notebook; interruptible and resumable.
 
-    python -m zdc_nb.study.execute notebooks/02_teacher_training.ipynb done.ipynb \\
-        -r study params/small.yaml -r subset n
+    python -m zdc_nb.study.execute params/small.yaml 02_teacher_training-n
 
 What papermill does, and:
 
-- the notebook has the name ``done.running.ipynb`` until it has succeeded, and ``done.failed.ipynb``
-  for good if it failed, so that it is never taken for done;
+- the notebook has the name ``<stage>.running.ipynb`` until it has succeeded, and
+  ``<stage>.failed.ipynb`` for good if it failed, so that it is never taken for done;
+- one that has succeeded says in its metadata what it was made of, see
+  :attr:`zdc_nb.study.stages.Stage.fingerprint`;
 - on SIGTERM or SIGINT, and when the process ``--parent`` is no more, a training has the time to
   save its checkpoint; the exit status is 128 + the signal's number then;
-- what the notebook prints is printed line by line, each after the job's name.
+- what the notebook prints is printed line by line, each after the stage's name.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import nbformat
 import papermill
 from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from zdc_nb.params import UserError, load_study
 from zdc_nb.storage import exclusive
+from zdc_nb.study.stages import stages_of
 
-__all__ = ["execute", "main"]
+__all__ = ["execute", "follow", "main"]
 
 _ENGINE = "zdc_nb"
 
@@ -112,7 +116,7 @@ class _Lines:
         """Nothing to do: what is whole is printed."""
 
 
-def _follow(parent: int) -> None:
+def follow(parent: int) -> None:
     """Stop this process as soon as ``parent`` is no more: without it, nobody waits for the job."""
 
     def watch() -> None:
@@ -127,11 +131,16 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def execute(notebook: Path, done: Path, parameters: dict[str, str]) -> int:
+def execute(
+    notebook: Path,
+    done: Path,
+    parameters: dict[str, str],
+    fingerprint: dict[str, Any] | None = None,
+) -> int:
     """Execute ``notebook`` with ``parameters`` and leave it as ``done``.
 
-    Returns the exit status: 0; 1 if it failed, and is kept as ``.failed.ipynb``; 128 + the number
-    of the signal that stopped it.
+    ``fingerprint`` is kept in its metadata, as ``zdc_nb``. Returns the exit status: 0; 1 if it
+    failed, and is kept as ``.failed.ipynb``; 128 + the number of the signal that stopped it.
     """
     running = done.with_suffix(".running.ipynb")
     failed = done.with_suffix(".failed.ipynb")
@@ -141,54 +150,49 @@ def execute(notebook: Path, done: Path, parameters: dict[str, str]) -> int:
         signal.signal(number, stop)
     with exclusive(done.with_name(f".{done.stem}.lock"), done.stem):
         failed.unlink(missing_ok=True)
-        return _execute(notebook, done, running, failed, parameters, stop)
-
-
-def _execute(
-    notebook: Path,
-    done: Path,
-    running: Path,
-    failed: Path,
-    parameters: dict[str, str],
-    stop: _Stop,
-) -> int:
-    try:
-        papermill.execute_notebook(
-            notebook,
-            running,
-            parameters,
-            engine_name=_ENGINE,
-            kernel_name="python3",
-            progress_bar=False,
-            stop=stop,
-            lines=_Lines(done.stem),
-        )
-    except (PapermillExecutionError, RuntimeError, OSError) as error:  # also a kernel that died
-        if stop.number:
-            running.unlink(missing_ok=True)
-            name = signal.Signals(stop.number).name
-            print(f"[{done.stem}] stopped by {name}; a rerun goes on from here", flush=True)
-            return 128 + stop.number
-        if running.is_file():
-            running.replace(failed)
-        print(error, file=sys.stderr)
-        return 1
-    running.replace(done)
+        try:
+            executed = papermill.execute_notebook(
+                notebook,
+                running,
+                parameters,
+                engine_name=_ENGINE,
+                kernel_name="python3",
+                progress_bar=False,
+                stop=stop,
+                lines=_Lines(done.stem),
+            )
+        except (PapermillExecutionError, RuntimeError, OSError) as error:  # or a kernel that died
+            if stop.number:
+                running.unlink(missing_ok=True)
+                name = signal.Signals(stop.number).name
+                print(f"[{done.stem}] stopped by {name}; the same command goes on", flush=True)
+                return 128 + stop.number
+            if running.is_file():
+                running.replace(failed)
+            print(error, file=sys.stderr)
+            return 1
+        if fingerprint is not None:
+            executed.metadata["zdc_nb"] = fingerprint
+            nbformat.write(executed, running)
+        running.replace(done)
     return 0
 
 
 def main() -> int:
     """Command line, see above; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m zdc_nb.study.execute", description=__doc__)
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("done", type=Path, help="the executed notebook")
-    pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": []}
-    parser.add_argument("-r", dest="parameters", metavar=("NAME", "VALUE"), **pair)
+    parser.add_argument("study", help="a study file, such as params/small.yaml")
+    parser.add_argument("stage", help="such as 02_teacher_training-n")
     parser.add_argument("--parent", type=int, help="process without which this one stops")
     options = parser.parse_args()
     if options.parent:
-        _follow(options.parent)
-    return execute(options.notebook, options.done, dict(options.parameters))
+        follow(options.parent)
+    stages = {stage.name: stage for stage in stages_of(load_study(options.study))}
+    if options.stage not in stages:
+        raise UserError(f"{options.stage}: no such stage; expected one of {', '.join(stages)}")
+    stage = stages[options.stage]
+    parameters = {"study": options.study, **stage.keys}
+    return execute(stage.source, stage.executed, parameters, stage.fingerprint)
 
 
 if __name__ == "__main__":

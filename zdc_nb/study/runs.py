@@ -1,8 +1,7 @@
-"""What each stage of a study was run with: a JSON file for each, ``records/<stage>.json``.
+"""Records: what each stage was run with, ``records/<stage>.json`` below ``study.reports``.
 
-A stage is what one notebook does. Its record, below ``study.reports``, is written when the stage
-begins (``running``) and again when it has come to its end (``done``), so that a stage which was
-killed leaves one that says when and where.
+A record is written when its stage begins (``running``) and again at its end (``done``), so that a
+stage which was killed leaves one that says when and where.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Valid
 
 from zdc_nb import __version__
 from zdc_nb.hardware import cpu_model, peak_memory_mb
-from zdc_nb.params import ParameterError, Study, notebook_names
+from zdc_nb.params import Study
 from zdc_nb.storage import write_text
 from zdc_nb.study.dataset import data_digest, data_identity, data_report
+from zdc_nb.study.stages import Stage, stages_of
 
 __all__ = [
     "Device",
     "GitState",
     "Record",
-    "changed_parameters",
+    "is_done",
     "load_records",
     "start",
 ]
@@ -51,18 +51,6 @@ PACKAGES = (
     "uproot",
 )
 """Packages whose versions a record holds: those that the numbers come from."""
-
-_TRAINED_WITH = ("seed", "device", "data", "preprocessing", "flow", "teacher", "evaluation")
-
-DEPENDS_ON = {
-    "01_data_exploration": ("seed", "data"),
-    "02_teacher_training": _TRAINED_WITH,
-    "03_student_distillation": (*_TRAINED_WITH, "student"),
-    "04_ablations": (*_TRAINED_WITH, "student", "subsets", "setups"),
-    "05_shower_shapes": (*_TRAINED_WITH, "student", "subsets", "setups"),
-    "06_speed": (*_TRAINED_WITH, "student", "subsets", "setups", "speed"),
-}
-"""Sections of the study, by notebook, that what a stage leaves depends on."""
 
 
 class Device(BaseModel):
@@ -131,6 +119,12 @@ class Record(BaseModel):
 
     _study: Study | None = PrivateAttr(None)
 
+    def stop(self, why: str) -> None:
+        """Write the record anew: the stage was told to stop, and said ``why``."""
+        if self._study is not None:
+            self.status, self.facts = "stopped", {"stopped": why}
+            _write(self, self._study)
+
     def finish(self, **facts: JsonValue) -> None:
         """Write the record anew, as done, with what the stage has to tell.
 
@@ -150,37 +144,36 @@ class Record(BaseModel):
         _write(self, self._study)
 
 
-def start(study: Study, stage: str) -> Record:
-    """Write that ``stage`` runs now, and return the record to be finished at its end.
-
-    Raises
-    ------
-    ParameterError
-        where the study has no such stage.
-    """
-    if stage not in notebook_names(study):
-        raise ParameterError(
-            f"stage: {stage!r} is not in study {study.name!r}; expected one of "
-            f"{notebook_names(study)}"
-        )
+def start(stage: Stage) -> Record:
+    """Write that ``stage`` runs now, and return the record to be finished at its end."""
+    study = stage.study
     record = Record(
-        stage=stage,
+        stage=stage.name,
         study_file=f"{study.name}.yaml",
         status="running",
         started=datetime.now(UTC),
-        attempts=1 + _unfinished_attempts(study, stage),
+        attempts=1 + _unfinished_attempts(study, stage.name),
         host=socket.gethostname(),
         pid=os.getpid(),
         slurm_job=os.environ.get("SLURM_JOB_ID"),
         device=_device(study),
         versions=_versions(),
-        git=_git_state(Path(__file__).resolve().parents[1]),
+        git=_git_state(Path(__file__).resolve().parents[2]),
         seed=study.seed,
         parameters=study.model_dump(mode="json"),
     )
     record._study = study
     _write(record, study)
     return record
+
+
+def is_done(stage: Stage) -> bool:
+    """Whether a stage has left a record of its end."""
+    try:
+        record = _load(_path(stage.study, stage.name))
+    except ValueError:
+        return False
+    return record is not None and record.status == "done"
 
 
 def load_records(study: Study, ended: bool = False) -> tuple[dict[str, Record], list[str]]:
@@ -191,7 +184,7 @@ def load_records(study: Study, ended: bool = False) -> tuple[dict[str, Record], 
     that all stages have ``ended``, as when the grid is at its end.
     """
     records, wrong = {}, []
-    for stage in notebook_names(study):
+    for stage in (stage.name for stage in stages_of(study)):
         try:
             record = _load(_path(study, stage))
         except ValueError as error:
@@ -202,48 +195,6 @@ def load_records(study: Study, ended: bool = False) -> tuple[dict[str, Record], 
                 record.status = "stopped"
             records[stage] = record
     return records, wrong
-
-
-def changed_parameters(record: Record, study: Study) -> list[str]:
-    """Parameters that the stage depends on and that the study has changed since: ``flow.bins``.
-
-    What changes no number is none of them: paths, how a training is tracked and how often it is
-    saved, what is drawn; and what is set for another subset.
-    """
-    then, now = (
-        _values(parameters, record.stage)
-        for parameters in (record.parameters, study.model_dump(mode="json"))
-    )
-    changed = []
-    for section in DEPENDS_ON[record.stage.partition("-")[0]]:
-        old, new = then.get(section), now[section]
-        if isinstance(old, dict) and isinstance(new, dict):
-            keys = dict.fromkeys((*new, *old))
-            changed += [f"{section}.{key}" for key in keys if old.get(key) != new.get(key)]
-        elif isinstance(old, list) and isinstance(new, list):  # of names, in any order
-            changed += [section] * (set(map(str, old)) != set(map(str, new)))
-        elif old != new:
-            changed.append(section)
-    return changed
-
-
-def _values(parameters: dict[str, JsonValue], stage: str) -> dict[str, JsonValue]:
-    """The parameters of a study as ``stage`` reads them: of what is by subset, that of its own."""
-    notebook, *of = stage.split("-")
-    values = dict(parameters)
-    for section, key in (("data", "max_responses"), ("teacher", "epochs"), ("student", "epochs")):
-        found = values.get(section)
-        if isinstance(found, dict):
-            by_subset = found.get(key)
-            if notebook == "01_data_exploration":  # all data, before they are capped
-                by_subset = None
-            elif of and isinstance(by_subset, dict):
-                by_subset = by_subset.get(of[0])
-            values[section] = found | {key: by_subset}
-    evaluation = values.get("evaluation")
-    if isinstance(evaluation, dict):
-        values["evaluation"] = {k: v for k, v in evaluation.items() if k != "figure_particles"}
-    return values
 
 
 def _data(study: Study) -> dict[str, JsonValue]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from zdc_nb.evaluation.conclusions import as_list
-from zdc_nb.hardware import has_bfloat16, wait
-from zdc_nb.params import Study
-from zdc_nb.study import stages
+from zdc_nb.generator.surrogate import Surrogate
+from zdc_nb.hardware import has_bfloat16, time_call
+from zdc_nb.study.artefacts import trained_models
+from zdc_nb.study.session import Session
+from zdc_nb.training.trainers import distillation_step, likelihood_step
 
 __all__ = [
     "Sampler",
@@ -60,9 +64,9 @@ def time_sampling(
     rows = []
     for batch in batches:
         for sample in models.values():
-            _seconds(sample, batch, device)
+            time_call(partial(sample, batch), device)
         turns = [
-            {name: _seconds(sample, batch, device) for name, sample in models.items()}
+            {name: time_call(partial(sample, batch), device) for name, sample in models.items()}
             for _ in range(runs)
         ]
         for name in models:
@@ -82,7 +86,7 @@ def speed_ratio(speed: pd.DataFrame, slow: str = "teacher", fast: str = "student
     return (times[slow] / times[fast]).rename("ratio").reset_index()
 
 
-def time_training(study: Study) -> pd.DataFrame:
+def time_training(stage: Session) -> pd.DataFrame:
     """Median time of a training step for one response, with both engines, taking turns.
 
     Returns
@@ -91,9 +95,8 @@ def time_training(study: Study) -> pd.DataFrame:
     device, batch, ms_per_sample, runs, and responses: how many all models of this kind were trained
     on, each counted once an epoch.
     """
-    steps = stages.training_steps(study)
-    work = stages.training_work(study)
-    device = stages.device(study)
+    study, device = stage.study, stage.device
+    steps, work = _training_steps(stage), _training_work(stage)
     rounded = study.flow.precision == "bfloat16" or (
         study.flow.precision == "auto" and has_bfloat16(device)
     )
@@ -109,12 +112,66 @@ def time_training(study: Study) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _seconds(sample: Sampler, batch: int, device: str) -> float:
-    wait(device)
-    start = time.perf_counter()
-    sample(batch)
-    wait(device)
-    return time.perf_counter() - start
+def samplers(stage: Session) -> dict[str, Callable[[int], object]]:
+    """Teacher and student of the study's ``speed``: functions that generate a batch of a given size.
+
+    What is timed is the flow, from a condition on the device to a sample in flow space; what the
+    published times include is not said. Particles are taken from the test split, in turn.
+    """
+    study, subset = stage.study, stage.study.speed.subset
+    test = stage.split(subset)[2]
+
+    def sampler(surrogate: Surrogate) -> Callable[[int], object]:
+        conditions = surrogate.conditions(test)
+        generator = torch.Generator(surrogate.flow.device).manual_seed(study.seed)
+
+        def sample(batch: int) -> object:
+            rows = torch.arange(batch, device=conditions.device) % len(conditions)
+            return surrogate.flow.sample(conditions[rows], generator)
+
+        return sample
+
+    return {
+        "teacher": sampler(stage.model("teacher", subset)),
+        "student": sampler(stage.model(study.speed.setup, subset)),
+    }
+
+
+def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:
+    """A training step of teacher and student of the study's ``speed``, with both engines.
+
+    As functions that make one on a batch of a given size: loss, gradients and optimiser, on copies
+    of the trained weights, with responses of the test split. Names are ``<model> <engine>``, with
+    ``fused`` and ``reference``.
+    """
+    study, subset = stage.study, stage.study.speed.subset
+    test = stage.split(subset)[2]
+
+    def steps(engine: Literal["fused", "reference"]) -> dict[str, Callable[[int], object]]:
+        teacher = stage.model("teacher", subset).with_engine(engine)
+        student = stage.model(study.speed.setup, subset).with_engine(engine)
+        frozen = teacher.with_engine(engine)
+        return {
+            f"teacher {engine}": likelihood_step(teacher, test, study.seed),
+            f"student {engine}": distillation_step(frozen, student, test, study.seed),
+        }
+
+    return {**steps("fused"), **steps("reference")}
+
+
+def _training_work(stage: Session) -> dict[str, int]:
+    """How many responses all teachers and all students of the study were trained on.
+
+    A response counts once for each epoch.
+    """
+    work = {"teacher": 0, "student": 0}
+    for subset in stage.study.subsets:
+        responses = len(stage.split(subset)[0])
+        for model in trained_models(stage.study):
+            kind = "teacher" if model == "teacher" else "student"
+            epochs = int(stage.history(model, subset)["epoch"].max())
+            work[kind] += epochs * responses
+    return work
 
 
 def speed_findings(speed: pd.DataFrame) -> str:

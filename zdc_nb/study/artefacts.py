@@ -1,0 +1,230 @@
+"""The artefacts that stages hand to each other, and what each was made with.
+
+They lie below ``study.artifacts``::
+
+    data.root                              the events, simulated or read from files
+    models/<subset>/<model>.safetensors    a trained teacher or student
+    history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
+    evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
+    samples/<subset>/<model>.npz           its first generation of the test split (responses)
+    checkpoints/<subset>/<model>.*         of a training that is not done yet
+
+where model is ``teacher``, the name of a setup, or ``baselines``. Beside each lies ``<name>.json``
+with its SHA-256 and its provenance: the parameters that it depends on, the data's identity, and the
+checksums of the models that it came from (``data.root`` and checkpoints have theirs inside). The
+sidecar is written last: an artefact without it, or whose bytes it does not describe, is not whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zdc_nb.params import FlowParams, Study, Subset, UserError
+from zdc_nb.storage import checksum, write_atomically, write_text
+from zdc_nb.study.stages import Stage, values_of
+
+__all__ = [
+    "Artefact",
+    "ArtefactError",
+    "MissingArtefactError",
+    "artefacts_of",
+    "differences",
+    "is_current",
+    "trained_models",
+]
+
+_SUFFIX = {"models": "safetensors", "history": "csv", "evaluation": "csv", "samples": "npz"}
+
+
+class ArtefactError(UserError, ValueError):
+    """An artefact is damaged, or was made with other parameters or data; the message names it."""
+
+
+class MissingArtefactError(UserError, FileNotFoundError):
+    """An artefact is not there; the message says which and what makes it."""
+
+
+def trained_models(study: Study) -> tuple[str, ...]:
+    """``teacher`` and the study's setups: the models that are trained for each subset."""
+    return ("teacher", *study.setups)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file: ``kind`` is ``models``, ``history``, ``evaluation`` or ``samples``."""
+
+    study: Study
+    kind: str
+    subset: Subset
+    model: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is, or will be."""
+        name = f"{self.model}.{_SUFFIX[self.kind]}"
+        return self.study.artifacts / self.kind / self.subset / name
+
+    @property
+    def sidecar(self) -> Path:
+        """Where its checksum and provenance are."""
+        return self.path.with_name(self.path.name + ".json")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """All that it depends on now, as JSON has it.
+
+        Raises as :meth:`described` where a model that it comes from is not there.
+        """
+        kind = self.model if self.model in ("teacher", "baselines") else "student"
+        values = values_of(self.study, kind, self.subset)
+        if kind == "student":
+            values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
+        if kind != "baselines" and self.kind in ("evaluation", "samples"):
+            values["evaluation"] = self.study.evaluation.model_dump(include={"runs", "batch"})
+            values["trained_model"] = self.of("models").described()["sha256"]
+        found: dict[str, Any] = json.loads(json.dumps(values))  # as JSON gives it back: no tuples
+        return found
+
+    def of(self, kind: str, model: str | None = None) -> Artefact:
+        """Another artefact of the same subset, and of the same model if not told otherwise."""
+        return Artefact(self.study, kind, self.subset, model or self.model)
+
+    @contextmanager
+    def write(self) -> Iterator[Path]:
+        """A temporary path that becomes the artefact if the block succeeds; then its sidecar."""
+        provenance = self.provenance
+        with write_atomically(self.path) as temporary:
+            yield temporary
+            # of the bytes that were written, before another process can write the same artefact
+            description = {
+                "bytes": temporary.stat().st_size,
+                "sha256": checksum(temporary),
+                "made_with": provenance,
+            }
+        write_text(json.dumps(description, indent=1), self.sidecar)
+
+    def described(self) -> dict[str, Any]:
+        """Its sidecar: ``bytes``, ``sha256`` and ``made_with``.
+
+        Raises
+        ------
+        MissingArtefactError
+            naming the artefact and what makes it.
+        ArtefactError
+            where the sidecar is missing or cannot be read.
+        """
+        if not self.path.is_file():
+            raise MissingArtefactError(f"{self.path} is missing: {self._how_to_make()}")
+        try:
+            content = json.loads(self.sidecar.read_text("utf-8"))
+            return {key: content[key] for key in ("bytes", "sha256", "made_with")}
+        except FileNotFoundError as error:
+            raise ArtefactError(
+                f"{self.path}: not whole, {self.sidecar.name} with its checksum is missing; "
+                "run the study to make it again"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"{self.sidecar}: expected the checksum of {self.path.name}"
+            ) from error
+
+    def changes(self) -> list[str]:
+        """Dotted names of what differs between its provenance and what the study has now.
+
+        Raises as :meth:`described`.
+        """
+        return list(differences(_today(self.described()["made_with"]), self.provenance))
+
+    def check(self) -> Path:
+        """Its path, once it is known to be whole and of this study's parameters and data.
+
+        Raises
+        ------
+        MissingArtefactError, ArtefactError
+            naming it, and what is wrong.
+        """
+        known, changed = self.described(), self.changes()
+        if changed:
+            raise ArtefactError(
+                f"{self.path}: was made with other parameters or data than this study has now "
+                f"({', '.join(changed)}); {self._how_to_make()}"
+            )
+        if self.path.stat().st_size != known["bytes"] or checksum(self.path) != known["sha256"]:
+            raise ArtefactError(
+                f"{self.path}: damaged, its bytes are not those of the checksum in "
+                f"{self.sidecar.name}; delete it and run the study to make it again"
+            )
+        return self.path
+
+    def _how_to_make(self) -> str:
+        if self.model == "baselines":
+            notebook, keys = "04_baselines", f"-p subset {self.subset}"
+        elif self.kind in ("evaluation", "samples"):
+            notebook, keys = "05_evaluation", f"-p subset {self.subset}"
+        elif self.model == "teacher":
+            notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
+        else:
+            notebook = "03_student_distillation"
+            keys = f"-p subset {self.subset} -p setup {self.model}"
+        file = f"params/{self.study.name}.yaml"
+        return (
+            f"run `make study STUDY={file}`, or this stage alone with `papermill "
+            f"notebooks/{notebook}.ipynb out.ipynb -p study {file} {keys}` (or wherever your "
+            "study file is)"
+        )
+
+
+def artefacts_of(stage: Stage) -> list[Artefact]:
+    """What a stage leaves, but for ``data.root``, which describes itself."""
+    subset = stage.subset
+    if subset is None:
+        return []
+    models = {
+        "teacher": ("teacher",),
+        "student": (str(stage.setup),),
+        "baselines": ("baselines",),
+        "evaluation": trained_models(stage.study),
+    }[stage.row.name]
+    kinds = stage.row.artefacts
+    return [Artefact(stage.study, kind, subset, model) for model in models for kind in kinds]
+
+
+def is_current(stage: Stage) -> bool:
+    """Whether all that a stage leaves is there, and of what the study has now.
+
+    Bytes are not read for that: a damaged artefact is found by who loads it.
+    """
+    files = stage.tables
+    if "data" in stage.row.artefacts:
+        files = [*files, stage.study.artifacts / "data.root"]
+    if not all(path.is_file() for path in files):
+        return False
+    try:
+        return not any(artefact.changes() for artefact in artefacts_of(stage))
+    except UserError:
+        return False
+
+
+def _today(made_with: Any) -> Any:
+    """A provenance of before a parameter was renamed, with today's names."""
+    flow = made_with.get("flow") if isinstance(made_with, dict) else None
+    if not isinstance(flow, dict) or "hidden_layers" not in FlowParams.model_fields:
+        return made_with
+    flow = {{"blocks": "hidden_layers"}.get(key, key): value for key, value in flow.items()}
+    if flow.get("engine") == "reference":
+        flow["engine"] = "plain"
+    return made_with | {"flow": flow}
+
+
+def differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:
+    """Dotted names of my values that are not theirs; what only they have is of no use to me."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(mine):
+            yield from differences(theirs.get(key), mine[key], f"{where}.{key}".lstrip("."))
+    elif theirs != mine:
+        yield where or "all"

@@ -1,0 +1,443 @@
+"""What a notebook opens: one stage at work, with its data, models, figures and record.
+
+.. code-block:: python
+
+    stage = open_stage("02_teacher_training", study="params/small.yaml", subset="all")
+    teacher, history = stage.train()  # or loaded, where there is one that matches
+    stage.figure(teacher_figure(history, stage.subset), "02_teacher")
+    stage.finish()
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import Image
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from zdc_nb.data.events import Events
+from zdc_nb.evaluation.conclusions import as_list
+from zdc_nb.evaluation.figures import choose_examples, save_figure
+from zdc_nb.evaluation.metrics import (
+    BASELINES,
+    baseline_evaluations,
+    dataset_sizes,
+    evaluate_runs,
+    ignorant_runs,
+    matched_runs,
+    reference_runs,
+)
+from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
+from zdc_nb.hardware import choose_device
+from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
+from zdc_nb.storage import exclusive, write_csv, write_text
+from zdc_nb.study import runs
+from zdc_nb.study.artefacts import (
+    Artefact,
+    ArtefactError,
+    MissingArtefactError,
+    artefacts_of,
+    is_current,
+    trained_models,
+)
+from zdc_nb.study.dataset import data_report, study_events, study_split
+from zdc_nb.study.stages import Stage, find_stage
+from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
+from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
+from zdc_nb.training.trainers import distil_student, train_teacher
+
+__all__ = ["Session", "open_stage"]
+
+Split = tuple[Events, Events, Events]
+
+
+def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys: str) -> Session:
+    """Open the stage that a notebook runs.
+
+    Parameters
+    ----------
+    notebook
+        its name, ``02_teacher_training``.
+    study
+        the study file.
+    retrain
+        train anew though there is a model that matches; the old one stays until then.
+    keys
+        ``subset`` and ``setup``, as far as the stage has them.
+
+    Raises
+    ------
+    ParameterError
+        naming what the study does not have, also a parameter that papermill has passed and the
+        notebook does not know.
+    """
+    _show_errors_briefly(None)
+    known = {"study", *keys} | (set() if retrain is None else {"retrain"})
+    _refuse_unknown(_injected(), known)
+    stage = find_stage(load_study(study), notebook, **keys)
+    _show_errors_briefly(stage.study.reports / "logs" / f"{stage.name}.traceback")
+    return Session(stage, str(retrain).lower() in {"true", "1", "yes"})
+
+
+class Session:
+    """One stage at work; made by :func:`open_stage`.
+
+    Its record is written from the start, unless all that the stage leaves is there already: who
+    only looks at results does not put themself in the place of who made them.
+    """
+
+    def __init__(self, stage: Stage, retrain: bool = False) -> None:
+        self.stage, self.study = stage, stage.study
+        self.setup = stage.setup
+        self.retrain = retrain
+        self._splits: dict[str, Split] = {}
+        self._record: runs.Record | None = None
+        loads = bool(artefacts_of(stage)) and not retrain and is_current(stage)
+        if not (loads and runs.is_done(stage)):
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._record is None:
+            self._record = runs.start(self.stage)
+
+    @property
+    def subset(self) -> Subset:
+        """The stage's data set; ``ParameterError`` where it has none."""
+        if self.stage.subset is None:
+            raise ParameterError(f"{self.stage.name}: is about all data sets, name one")
+        return self.stage.subset
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``: where the models run."""
+        return choose_device(self.study.device).type
+
+    # --- data ---
+
+    @cached_property
+    def events(self) -> Events:
+        """All events of the study: read once, made where there are none yet."""
+        return study_events(self.study, progress=True)
+
+    def split(self, subset: str) -> Split:
+        """Training, validation and test events of a data set."""
+        if subset not in self._splits:
+            name = self.study.check_subset(subset)
+            self._splits[subset] = study_split(self.study, name, self.events)
+        return self._splits[subset]
+
+    @property
+    def train_events(self) -> Events:
+        """Training part of the stage's data set."""
+        return self.split(self.subset)[0]
+
+    @property
+    def validation_events(self) -> Events:
+        """Validation part of the stage's data set."""
+        return self.split(self.subset)[1]
+
+    @property
+    def test_events(self) -> Events:
+        """Test part of the stage's data set."""
+        return self.split(self.subset)[2]
+
+    def left_out(self) -> pd.DataFrame:
+        """Test responses and particles that the first two baselines cannot answer.
+
+        Columns subset, test_responses, test_particles, left_out_responses, left_out_particles; a
+        row for the stage's data set, or for each of the study.
+        """
+        subsets = [self.stage.subset] if self.stage.subset else self.study.subsets
+        rows = []
+        for subset in subsets:
+            train, _, test = self.split(subset)
+            alone = ~np.isin(test.particle, train.particle)
+            particles = [len(np.unique(part)) for part in (test.particle, test.particle[alone])]
+            rows.append((subset, len(test), particles[0], int(alone.sum()), particles[1]))
+        names = ("test_responses", "test_particles", "left_out_responses", "left_out_particles")
+        return pd.DataFrame(rows, columns=["subset", *names])
+
+    def dataset_sizes(self) -> pd.DataFrame:
+        """Responses and unique particles of each part of each data set of the study."""
+        sizes = [dataset_sizes(subset, *self.split(subset)) for subset in self.study.subsets]
+        return pd.concat(sizes, ignore_index=True)
+
+    def data_sentences(self) -> str:
+        """Where the data come from and what came of their rows, as a Markdown list."""
+        report = data_report(self.study)
+        said = [
+            f"`{file['name']}`: {file['size']} bytes, SHA-256 {file['sha256']}"
+            for file in report["files"]
+        ]
+        said += [
+            f"{count} of {report['read']} rows were dropped: expected {expected}"
+            for expected, count in report["dropped"].items()
+        ]
+        if report["faint"]:
+            least = self.study.data.min_photons
+            said.append(f"{report['faint']} responses have fewer than {least} photons")
+        if report["guessed_species"]:
+            said.append("Without PDG codes: species were guessed from mass and charge")
+        return as_list(said)
+
+    # --- models ---
+
+    def train(self) -> tuple[Surrogate, pd.DataFrame]:
+        """The stage's model and its history: loaded where they match, else trained and saved.
+
+        A training that was stopped goes on from its checkpoint. An older model stays until the
+        new one is whole.
+        """
+        trained = self._trained(self.setup or "teacher", self.retrain)
+        self.retrain = False
+        return trained
+
+    def _trained(self, model: str, retrain: bool) -> tuple[Surrogate, pd.DataFrame]:
+        if model != "teacher":
+            self._require_teacher()
+        found = self._artefact("models", self.subset, model)
+        path = self.study.artifacts / "checkpoints" / self.subset / f"{model}.safetensors"
+        curves = _curves(self.subset, model)
+        with exclusive(path.with_suffix(".lock"), f"the training of {curves}"):
+            if not retrain and self._is_there(found):
+                print(f"loaded {found.path}: trained with these parameters and data", flush=True)
+                return self.model(model), self.history(model)
+            self._begin()
+            checkpoint = Checkpoint(path, found.provenance, self.study.checkpoint_seconds)
+            checkpoint.prepare()
+
+            def track(step: int) -> Tracker:
+                return open_tracker(self.study, curves, step)
+
+            try:
+                trained = self._train(model, checkpoint, track)
+            except TrainingInterrupted as stopped:
+                if self._record:
+                    self._record.stop(str(stopped))
+                raise
+            surrogate, history = trained
+            with found.of("history").write() as temporary:
+                history.to_csv(temporary, index=False)
+            with found.write() as temporary:
+                save_surrogate(surrogate, temporary)
+            checkpoint.remove()
+        return trained
+
+    def _train(
+        self, model: str, checkpoint: Checkpoint, track: Callable[[int], Tracker]
+    ) -> tuple[Surrogate, pd.DataFrame]:
+        train, validation, _ = self.split(self.subset)
+        rest = (train, validation, self.study, self.subset)
+        if model == "teacher":
+            return train_teacher(*rest, progress=True, checkpoint=checkpoint, track=track)
+        setup = self.study.check_setup(model)
+        teacher = self.model("teacher")
+        return distil_student(
+            teacher, *rest, setup, progress=True, checkpoint=checkpoint, track=track
+        )
+
+    def _require_teacher(self) -> None:
+        """Train the teacher if there is none yet; one of other parameters is refused."""
+        found = self._artefact("models", self.subset, "teacher")
+        try:
+            found.check()
+        except MissingArtefactError:
+            print(f"no teacher of {self.subset!r} yet: training it first", flush=True)
+            self._trained("teacher", retrain=False)
+
+    def _is_there(self, found: Artefact) -> bool:
+        """Whether a model and its history are there and match; a printed line says why not."""
+        try:
+            for artefact in (found, found.of("history")):
+                artefact.check()
+        except MissingArtefactError:
+            return False
+        except ArtefactError as error:
+            print(f"training anew: {str(error).partition('; ')[0]}", flush=True)
+            return False
+        return True
+
+    def _artefact(self, kind: str, subset: str, model: str) -> Artefact:
+        return Artefact(self.study, kind, self.study.check_subset(subset), model)
+
+    def model(self, name: str, subset: str | None = None) -> Surrogate:
+        """A trained model; refused by name where it is not whole or of other parameters."""
+        path = self._artefact("models", subset or self.subset, name).check()
+        return load_surrogate(path, choose_device(self.study.device))
+
+    def history(self, name: str, subset: str | None = None) -> pd.DataFrame:
+        """Loss terms of one training: epoch, step, split, term, value."""
+        return pd.read_csv(self._artefact("history", subset or self.subset, name).check())
+
+    # --- evaluation ---
+
+    def look(self, model: Surrogate, chosen: Sequence[int] | NDArray[np.intp]) -> list[Any]:
+        """Two generated responses for each of some test events: a first look, quickly made."""
+        events = self.test_events[np.asarray(chosen)]
+        seeds = [derive_seed(self.study.seed, "look", run) for run in range(2)]
+        return [model.generate(events, seed, self.study.evaluation.batch) for seed in seeds]
+
+    def baselines(self, subset: str | None = None) -> pd.DataFrame:
+        """Metrics of the baselines on a data set: those of this stage are made if need be."""
+        found = self._artefact("evaluation", subset or self.subset, "baselines")
+        try:
+            return pd.read_csv(found.check())
+        except (ArtefactError, MissingArtefactError):
+            if self.stage.row.name != "baselines":
+                raise
+        self._begin()
+        train, _, test = self.split(self.subset)
+        generations, seed = self.study.evaluation.runs, self.study.seed
+        table, _ = baseline_evaluations(train, test, self.subset, generations, seed)
+        with found.write() as temporary:
+            table.to_csv(temporary, index=False)
+        return table
+
+    def baseline_look(self) -> tuple[Events, dict[str, NDArray[np.uint16]]]:
+        """A few test events, and what each baseline answers them with."""
+        train, _, test = self.split(self.subset)
+        draws = (reference_runs, matched_runs, ignorant_runs)
+        found = {
+            name: draw(train, test, 1, self.study.seed)
+            for name, draw in zip(BASELINES, draws, strict=True)
+        }
+        # the first two leave out particles without a training response
+        answered = found["reference"].test
+        chosen = choose_examples(answered, self.study.evaluation.figure_particles)
+        place = np.flatnonzero(np.isin(test.particle, train.particle))[chosen]
+        rows = {"reference": chosen, "reference+sum": chosen, "ignorant": place}
+        return answered[chosen], {
+            name: next(iter(baseline.generations))[rows[name]] for name, baseline in found.items()
+        }
+
+    def evaluate(self, name: str) -> pd.DataFrame:
+        """Metrics of a model on the test part, which it generates as often as the study says.
+
+        Loaded where they match; else made, and kept with the first generation.
+        """
+        found = self._artefact("evaluation", self.subset, name)
+        samples = found.of("samples")
+        try:
+            samples.check()
+            return pd.read_csv(found.check())
+        except (ArtefactError, MissingArtefactError):
+            self._begin()
+        surrogate, test, evaluation = self.model(name), self.test_events, self.study.evaluation
+
+        def generations() -> Iterator[NDArray[np.uint16]]:
+            for run in range(evaluation.runs):
+                # the same seeds for all models: paired comparison
+                seed = derive_seed(self.study.seed, "generation", self.subset, run)
+                generated = surrogate.generate(test, seed, evaluation.batch, progress=True)
+                if run == 0:
+                    with samples.write() as temporary:
+                        np.savez_compressed(temporary, responses=generated)
+                yield generated
+
+        metrics = evaluate_runs(self.subset, name, test, generations())
+        with found.write() as temporary:
+            metrics.to_csv(temporary, index=False)
+        means = metrics.groupby("metric", sort=False)["value"].mean()
+        logged = {str(metric): mean for metric, mean in means.items()}
+        log_metrics(self.study, _curves(self.subset, name), logged)
+        return metrics
+
+    def metrics(self, name: str, subset: str | None = None) -> pd.DataFrame:
+        """Metrics of a model: subset, model, metric, run, value."""
+        return pd.read_csv(self._artefact("evaluation", subset or self.subset, name).check())
+
+    def all_metrics(self) -> pd.DataFrame:
+        """Metrics of every trained model on every data set of the study."""
+        parts = [
+            self.metrics(model, subset)
+            for subset in self.study.subsets
+            for model in trained_models(self.study)
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def all_baselines(self) -> pd.DataFrame:
+        """Metrics of the baselines on every data set of the study."""
+        parts = [self.baselines(subset) for subset in self.study.subsets]
+        return pd.concat(parts, ignore_index=True)
+
+    def samples(self, name: str, subset: str | None = None) -> NDArray[np.uint16]:
+        """(N, rows, columns) a model's first generation of the test part."""
+        path = self._artefact("samples", subset or self.subset, name).check()
+        # numpy itself leaves a broken file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return cast("NDArray[np.uint16]", file["responses"])
+
+    # --- what is shown ---
+
+    def figure(self, figure: Figure, name: str) -> Image:
+        """Save a figure as ``figures/<name>-<subset>-<setup>.png``, and show that very picture."""
+        stem = "-".join((name, *self.stage.keys.values()))
+        return save_figure(figure, self.study.reports / "figures" / f"{stem}.png")
+
+    def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Save a table as ``tables/<name>.csv``; returns it."""
+        write_csv(table, self.study.reports / "tables" / f"{name}.csv")
+        return table
+
+    def finish(self, **facts: JsonValue) -> None:
+        """Close the stage's record, with what it has to tell."""
+        if self._record is not None:
+            self._record.finish(**facts)
+
+
+def _curves(subset: str, model: str) -> str:
+    """Under which name the losses and metrics of a model are logged."""
+    return f"teacher/{subset}" if model == "teacher" else f"student/{subset}/{model}"
+
+
+# --- What the notebook around it does ------------------------------------------------------------
+
+
+def _injected() -> list[str]:
+    """Names that papermill has set in the notebook, as far as one runs."""
+    shell = get_ipython()
+    cells = [] if shell is None else shell.user_ns.get("In", [])
+    # papermill begins its cell with this line
+    ours = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    tree = ast.parse(ours[-1]) if ours else ast.Module([], [])
+    return [ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)]
+
+
+def _refuse_unknown(names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}"
+            )
+            raise ParameterError(f"{name}: this notebook has no such parameter{hint}")
+
+
+def _show_errors_briefly(log: Path | None) -> None:
+    """In a notebook, show of an error that the user can mend its last line alone.
+
+    The whole traceback goes to ``log``; ``%tb`` shows it, too.
+    """
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def show(shell: Any, kind: type, error: BaseException, trace: Any, **_: object) -> list[str]:
+        lines = [f"{kind.__name__}: {error}"]
+        if log is not None and not isinstance(error, OSError):
+            write_text("".join(traceback.format_exception(kind, error, trace)), log)
+        shell._showtraceback(kind, error, lines)
+        return lines
+
+    shell.set_custom_exc((UserError, TrainingInterrupted), show)  # type: ignore[no-untyped-call]

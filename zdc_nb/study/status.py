@@ -1,0 +1,100 @@
+"""Which stages are to run again, and why: what the grid does, and what the index page says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from zdc_nb.params import Study
+from zdc_nb.storage import write_text
+from zdc_nb.study.artefacts import differences, is_current
+from zdc_nb.study.stages import Stage, stages_of
+
+__all__ = [
+    "changed_parameters",
+    "complete_mark",
+    "is_complete",
+    "mark_of",
+    "mark_outdated",
+    "outdated",
+    "read_fingerprint",
+]
+
+
+def read_fingerprint(notebook: Path) -> dict[str, Any]:
+    """What an executed notebook says that it was made of; empty where it says nothing."""
+    try:
+        found = json.loads(notebook.read_text("utf-8"))["metadata"]["zdc_nb"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def changed_parameters(stage: Stage) -> list[str]:
+    """Parameters that the study has changed since the stage's notebook was executed: ``flow.bins``.
+
+    Only those that the stage depends on, for its data set alone.
+    """
+    then = read_fingerprint(stage.executed).get("parameters", {})
+    return list(differences(then, stage.fingerprint["parameters"]))
+
+
+def outdated(study: Study) -> dict[str, str]:
+    """Stages that were executed and are to run again, by name, and why.
+
+    One is outdated where a parameter that it depends on, or a cell of its notebook, was changed;
+    where something that it left is missing or was made from something else than is there now; and
+    where a stage that it needs will leave something new.
+    """
+    found: dict[str, str] = {}
+    renewed: set[str] = set()
+    for stage in stages_of(study):
+        changed = changed_parameters(stage)
+        needed = [other.name for other in stage.needs if other.name in renewed]
+        current = is_current(stage)
+        if changed or needed or not current:
+            renewed.add(stage.name)
+        if not stage.executed.is_file():
+            continue
+        if changed:
+            found[stage.name] = f"other parameters: {', '.join(changed)}"
+        elif needed:
+            more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+            found[stage.name] = f"{needed[0]}{more} to be made again"
+        elif not current:
+            found[stage.name] = "something that it left is missing, or not of this study"
+        elif read_fingerprint(stage.executed).get("cells") != stage.fingerprint["cells"]:
+            found[stage.name] = "its notebook was changed"
+    return found
+
+
+def complete_mark(study: Study) -> Path:
+    """The file in which the index page of a study that is done notes the study's parameters."""
+    return study.reports / ".complete"
+
+
+def is_complete(study: Study) -> bool:
+    """Whether the index page was written when all was done, with the parameters of now."""
+    try:
+        return complete_mark(study).read_text("utf-8") == study.model_dump_json()
+    except OSError:
+        return False
+
+
+def mark_of(study: Study, name: str) -> Path:
+    """A file that is newer than a stage's notebook exactly where the stage is to run again."""
+    return study.reports / ".marks" / name
+
+
+def mark_outdated(study: Study) -> None:
+    """Set the times of the marks, from which Snakemake knows what is to run again."""
+    again = outdated(study)
+    if not is_complete(study):
+        again["index"] = "it was written when not all was done"
+    for name in (*(stage.name for stage in stages_of(study)), "index"):
+        mark = mark_of(study, name)
+        if not mark.is_file():
+            write_text("", mark)
+        os.utime(mark, None if name in again else (0, 0))
