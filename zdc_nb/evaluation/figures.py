@@ -1,7 +1,6 @@
 """Figures and displayed tables of what the models achieved.
 
-Figures are made without a global state and shown as the very picture that :func:`save_figure`
-writes. A colour stands for the same model everywhere.
+Figures are made without a global state. A colour stands for the same model everywhere.
 """
 
 from __future__ import annotations

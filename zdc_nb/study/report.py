@@ -498,9 +498,15 @@ def _layout(
     for heading in groups:
         rows = []
         for model in MODELS:
-            keys = [(heading, model, name) for name in shown if (heading, model, name) in mean]
-            if keys:
-                cells = [_Cell(f"{mean[k]:.2f} ± {std[k]:.2f}", _is_best(mean, k)) for k in keys]
+            keys = [(heading, model, name) for name in shown]
+            # what a data set does not allow leaves its cell empty
+            cells = [
+                _Cell(f"{mean[k]:.2f} ± {std[k]:.2f}", _is_best(mean, k))
+                if k in mean
+                else _Cell("")
+                for k in keys
+            ]
+            if any(cell.text for cell in cells):
                 rows.append((model, cells))
         if rows:
             blocks.append(_Block(heading, rows))
