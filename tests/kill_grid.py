@@ -78,7 +78,7 @@ def notebooks_of(processes: list[psutil.Process]) -> list[str]:
         with suppress(psutil.NoSuchProcess):
             line = process.cmdline()
             if "zdc_nb.study.execute" in line:
-                found.append(Path(line[line.index("zdc_nb.study.execute") + 2]).stem)
+                found.append(line[line.index("zdc_nb.study.execute") + 2])
     return sorted(set(found))
 
 
