@@ -24,7 +24,7 @@ from zdc_nb.detector import (
     diversity,
     shower_centre,
 )
-from zdc_nb.evaluation.metrics import evaluate
+from zdc_nb.evaluation import evaluate
 from zdc_nb.generator.encoding import (
     counts_from_noised,
     decode_responses,

@@ -23,17 +23,17 @@ import torch
 from bs4 import BeautifulSoup, Tag
 from nbconvert.exporters import HTMLExporter
 
-from zdc_nb.evaluation.conclusions import (
-    ablation_findings,
-    shape_findings,
-)
-from zdc_nb.evaluation.metrics import (
+from zdc_nb.evaluation import (
     BASELINES,
     METRICS,
     QUANTITIES,
     relative_changes,
     table1,
     table2,
+)
+from zdc_nb.evaluation.conclusions import (
+    ablation_findings,
+    shape_findings,
 )
 from zdc_nb.params import SETUPS, Study, load_study, notebook_names
 from zdc_nb.study import runs as records

@@ -23,7 +23,7 @@ from pandas.io.formats.style import Styler
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.figures import draw_response, finish_faces, save_figure, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
-from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, shape_statistics
+from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
@@ -104,7 +104,7 @@ def sample_figure(
     for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], ["simulated (test)", *names], strict=True):
+    for axis, name in zip(axes[0], ["simulated", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
     for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
         name, energy = species_symbol(int(pdg)), features[FEATURES.index("energy")]
@@ -151,12 +151,13 @@ def results_table(
 
 def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     """Table 1 as points with the standard deviation of a run, ours above the published one."""
+    metrics = _metrics(table)
     figure = Figure(figsize=(13, 7.5), layout="constrained")
-    axes = figure.subplots(2, len(METRICS), sharex=True)
+    axes = figure.subplots(2, len(metrics), sharex=True, squeeze=False)
     subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
     models = list(dict.fromkeys(table["model"]))
     for row, (source, frame) in enumerate(((OURS, table), (THEIRS, published))):
-        for axis, metric in zip(axes[row], METRICS, strict=True):
+        for axis, metric in zip(axes[row], metrics, strict=True):
             chosen = frame[(frame["metric"] == metric) & frame["subset"].isin(subsets)]
             _dodged(axis, chosen, subsets, models, "mean", "std")
             axis.set(title=f"{metric}, {source}", ylabel=f"{metric} (photons)")
@@ -166,14 +167,20 @@ def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     return figure
 
 
+def _metrics(table: pd.DataFrame) -> list[str]:
+    """The metrics of Table 1 that a table has."""
+    return [metric for metric in METRICS if (table["metric"] == metric).any()]
+
+
 def changes_figure(changes: pd.DataFrame) -> Figure:
     """Relative change of each metric of teacher and setups against ``bs``, with its uncertainty."""
+    metrics = _metrics(changes)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(METRICS), squeeze=False)
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     changes = changes[changes["model"].isin(["teacher", *SETUPS])]
     subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
     models = list(dict.fromkeys(changes["model"]))
-    for axis, metric in zip(axes[0], METRICS, strict=True):
+    for axis, metric in zip(axes[0], metrics, strict=True):
         chosen = changes[changes["metric"] == metric]
         _dodged(axis, chosen, subsets, models, "change", "uncertainty")
         axis.axhline(0, color=COLOURS["bs"], label="bs")
@@ -238,20 +245,20 @@ def shape_figure(
     figure = Figure(figsize=(12, 2.9 * len(samples) + 0.5), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False, sharex="col")
     names = ("centre, row", "centre, column", "radius of 90% of the photons")
-    for row, (subset, (reference, generated)) in zip(axes, samples.items(), strict=True):
+    for row, (subset, (test, generated)) in zip(axes, samples.items(), strict=True):
         values = {
             model: (
-                *shower_centre(responses, reference.detector).T,
-                containment_radius(responses, reference.detector),
+                *shower_centre(responses, test.detector).T,
+                containment_radius(responses, test.detector),
             )
-            for model, responses in {"reference": reference.responses, **generated}.items()
+            for model, responses in {"test": test.responses, **generated}.items()
         }
         # few responses, wide bins: what differs should not be the noise
-        bins = int(np.clip(np.sqrt(len(reference)), 8, max(reference.detector.shape)))
+        bins = int(np.clip(np.sqrt(len(test)), 8, max(test.detector.shape)))
         for k, axis in enumerate(row):
             top = max(each[k].max() for each in values.values())
             for model, each in values.items():
-                filled = model == "reference"
+                filled = model == "test"
                 sns.histplot(
                     x=each[k],
                     bins=bins,
@@ -260,12 +267,12 @@ def shape_figure(
                     element="step",
                     fill=filled,
                     alpha=0.4 if filled else 1,
-                    color=COLOURS[model],
+                    color=COLOURS["reference" if filled else model],
                     label=model,
                     ax=axis,
                 )
             axis.set_ylabel("")
-        row[0].set_ylabel(f"{subset}: {len(reference)} responses\nfraction per fibre")
+        row[0].set_ylabel(f"{subset}: {len(test)} responses\nfraction per fibre")
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -274,29 +281,31 @@ def shape_figure(
     return figure
 
 
-def particle_figure(
-    reference: Events, generated: Mapping[str, NDArray[Any]], subset: str
-) -> Figure:
-    """What Table 2 compares: a point for each unique particle, reference against generated.
+def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset: str) -> Figure:
+    """What Table 2 compares: a point for each unique particle, test against generated.
 
     Parameters
     ----------
-    reference
+    test
         N test events.
     generated
-        by model, responses (N, R, K) aligned with ``reference``; a row of panels each.
+        by model, responses (N, R, K) aligned with ``test``; a row of panels each.
     subset
         for the title.
     """
+    if not has_repeats(test):
+        figure = Figure(figsize=(8, 1.5), layout="constrained")
+        figure.suptitle(f"{subset}: no particle has several test responses, so no means to compare")
+        return figure
     figure = Figure(figsize=(13, 3.3 * len(generated) + 0.5), layout="constrained")
     axes = figure.subplots(
         len(generated), len(QUANTITIES), squeeze=False, sharex="col", sharey="col"
     )
-    before = shape_statistics(reference.particle, reference.responses, reference.detector)
+    before = shape_statistics(test.particle, test.responses, test.detector)
     top = dict.fromkeys(QUANTITIES, 1.0)
-    _, counts = np.unique(reference.particle, return_counts=True)
+    _, counts = np.unique(test.particle, return_counts=True)
     for row, (model, responses) in zip(axes, generated.items(), strict=True):
-        after = shape_statistics(reference.particle, responses, reference.detector)
+        after = shape_statistics(test.particle, responses, test.detector)
         for axis, quantity in zip(row, QUANTITIES, strict=True):
             for a, b, name in zip(
                 before[quantity].T, after[quantity].T, ("row", "column"), strict=False
@@ -307,7 +316,7 @@ def particle_figure(
             axis.set(xlim=(0, 1.05 * top[quantity]), ylim=(0, 1.05 * top[quantity]))
             axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8)
             unit = "fibres²" if quantity.endswith("variance") else "fibres"
-            axis.set_xlabel(f"reference ({unit})")
+            axis.set_xlabel(f"test ({unit})")
             axis.set_ylabel(f"{model} ({unit})")
             axis.set_title(quantity.replace("_", " ") + (" (mean)" if unit == "fibres" else ""))
     axes[0, 0].legend()

@@ -25,8 +25,8 @@ from nbconvert.filters import clean_html, markdown2html
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pydantic import BaseModel, JsonValue
 
+from zdc_nb.evaluation import METRICS, MODELS, published_table
 from zdc_nb.evaluation.conclusions import ablation_findings, shape_findings
-from zdc_nb.evaluation.metrics import METRICS, MODELS, published_table
 from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, notebook_names, project_root
 from zdc_nb.storage import write_text
 from zdc_nb.study.runs import Record, changed_parameters, load_records
