@@ -12,18 +12,16 @@ PIP_VERSION := 26.3
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help study smoke test faults bench lab clean
+.PHONY: help study smoke test test-all faults bench lab clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  STUDY=params/paper.yaml  another study     (now $$STUDY)"
 	@echo "  CORES=4                  how many cores    (now $$CORES)"
 	@echo "  PROFILE=slurm            on a cluster      (now $$PROFILE)"
 	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
 
-# What holds for every run is in profiles/default, which snakemake reads by itself.
-WHERE = $(if $(filter default,$(PROFILE)),--cores "$$CORES",--profile "profiles/$$PROFILE")
 # As variables of the shell, which are only text to it, and none that make would expand first.
 override STUDY := $(value STUDY)
 override BENCH := $(value BENCH)
@@ -31,7 +29,12 @@ override CORES := $(value CORES)
 override PROFILE := $(value PROFILE)
 export STUDY BENCH CORES PROFILE
 
-study: $(VENV)/.installed ## run a study and print where its report is
+# What holds for every run is in profiles/default, which snakemake reads by itself. Every other
+# profile is for a cluster.
+HERE := $(filter default,$(PROFILE))
+WHERE := $(if $(HERE),--cores "$$CORES",--profile "profiles/$$PROFILE")
+
+study: $(VENV)/$(if $(HERE),.installed,.installed-slurm) ## run a study and print where its report is
 	$(BIN)/snakemake $(WHERE) --quiet host reason --config study="$$STUDY"
 	@$(BIN)/python -c "import os; from zdc_nb.params import load_study; \
 	print('\nThe report:', load_study(os.environ['STUDY']).reports / 'index.html')"
@@ -40,13 +43,23 @@ smoke: ## the same on params/smoke.yaml, in minutes
 	@$(MAKE) --no-print-directory study STUDY=params/smoke.yaml
 
 # Slurm is unpacked for the tests, not installed. On a machine without apt-get they do without.
-test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, the tests, every notebook
-	$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python tests/slurm_cluster.py install)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+define CHECK
+$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python tests/slurm_cluster.py install)
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/mypy
+$(BIN)/lint-imports --no-cache --no-logo
+endef
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, imports, examples, the tests but the slow
+	$(CHECK)
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed-all ## before a release: the slow tests, too, and more random input
+	$(CHECK)
+	ZDC_TESTS=all $(PYTEST)
 
 faults: $(VENV)/.installed-dev ## kill the smoke study 20 times, compare its results with a quiet run's
 	$(BIN)/python -m tests.kill_grid params/smoke.yaml --kills 20
@@ -78,10 +91,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(INSTALL) --editable .
 	@touch $@
 
+$(VENV)/.installed-slurm: $(VENV)/.installed
+	$(INSTALL) --editable ".[slurm]"
+	@touch $@
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(INSTALL) --group bench
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed-slurm
 	$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.installed-all: $(VENV)/.installed-dev
+	$(INSTALL) --editable ".[slurm,wandb]"
 	@touch $@

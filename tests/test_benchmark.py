@@ -26,8 +26,8 @@ from zdc_nb.bench.contenders import Ours, compulsory_bytes, useful_flop
 from zdc_nb.bench.libraries import NflowsPeer, PyroPeer, dense_layers
 from zdc_nb.bench.results import benchmark_findings
 from zdc_nb.bench.run import Benchmark, Record, run_benchmark
+from zdc_nb.detector import ZN
 from zdc_nb.flows.maf_iaf import Student, Teacher
-from zdc_nb.generator.encoding import DIM
 from zdc_nb.params import ParameterError, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +256,7 @@ def test_contenders_take_turns_whatever_their_number_of_runs(
 
 
 def test_what_would_take_too_long_is_left_out_with_a_reason(tmp_path: Path) -> None:
-    params = load_bench(tiny(tmp_path, dims=[DIM], hiddens=[4], batches=[1, 4], longest=0.002))
+    params = load_bench(tiny(tmp_path, dims=[ZN.dim], hiddens=[4], batches=[1, 4], longest=0.002))
     result = run_benchmark(params)
     left = bench_tables.left_out_table(result)
     assert {"teacher_sample", "student_likelihood"} <= set(left["case"])

@@ -26,7 +26,7 @@ from zdc_nb.detector.observables import diversity
 from zdc_nb.params import load_study
 
 ROOT = Path(__file__).parents[1]
-FACTS = ROOT / "zdc_nb" / "published" / "zn_marginals.json"
+FACTS = ROOT / "zdc_nb" / "data" / "published" / "zn_marginals.json"
 ORDER_STATISTICS = ("least", "largest", "median", "lower quartile", "upper quartile")
 COLUMNS = [
     "set",

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.detector.observables import (
-    channel_masks,
+from zdc_nb.detector import (
+    ZN,
     channel_sums,
     containment_radius,
     diversity,
@@ -39,7 +39,7 @@ def one_fibre(row: int, column: int, photons: int = 1) -> Responses:
 
 
 def test_each_fibre_belongs_to_one_channel() -> None:
-    masks = channel_masks()
+    masks = ZN.masks
     assert masks.shape == (5, 44, 44)
     assert masks.dtype == bool
     assert (masks.sum(axis=0) == 1).all()
@@ -66,7 +66,7 @@ def test_each_fibre_belongs_to_one_channel() -> None:
 def test_a_fibre_is_read_by_the_published_channel(row: int, column: int, channel: int) -> None:
     expected = [0, 0, 0, 0, 0]
     expected[channel] = 7
-    assert channel_sums(one_fibre(row, column, 7)).tolist() == expected
+    assert channel_sums(one_fibre(row, column, 7), ZN).tolist() == expected
 
 
 def test_channel_sums_equal_a_loop_over_fibres() -> None:
@@ -75,21 +75,21 @@ def test_channel_sums_equal_a_loop_over_fibres() -> None:
     for k, i, j in zip(*np.nonzero(responses), strict=True):
         quadrant = 1 + 2 * (i >= 22) + (j >= 22)
         expected[k, 0 if (i + j) % 2 else quadrant] += responses[k, i, j]
-    sums = channel_sums(responses)
+    sums = channel_sums(responses, ZN)
     assert sums.dtype == np.int64
     np.testing.assert_array_equal(sums, expected)
 
 
 def test_channel_sums_keep_leading_axes_and_do_not_overflow() -> None:
     responses = np.full((2, 3, 44, 44), 65535, np.uint16)
-    sums = channel_sums(responses)
+    sums = channel_sums(responses, ZN)
     assert sums.shape == (2, 3, 5)
     assert sums[1, 2].tolist() == [65535 * 968, *[65535 * 242] * 4]
 
 
 def test_channel_sums_of_real_numbers_stay_real() -> None:
     response = np.full((44, 44), 1 / 1936, np.float32)
-    sums = channel_sums(response)
+    sums = channel_sums(response, ZN)
     assert sums.dtype == np.float64
     np.testing.assert_allclose(sums, [0.5, *[0.125] * 4], rtol=1e-6)
 
@@ -98,14 +98,14 @@ def test_results_do_not_depend_on_the_chunks() -> None:
     one = sparse_responses(7, seed=2)
     many = np.tile(one, (600, 1, 1))
     for measure in (channel_sums, shower_centre, containment_radius):
-        np.testing.assert_array_equal(measure(many), np.concatenate([measure(one)] * 600))
+        np.testing.assert_array_equal(measure(many, ZN), np.concatenate([measure(one, ZN)] * 600))
 
 
 @pytest.mark.parametrize("measure", [channel_sums, shower_centre, containment_radius])
 def test_another_face_is_refused(measure: object) -> None:
     assert callable(measure)
     with pytest.raises(ValueError, match=r"expected \(\.\.\., 44, 44\), got \(3, 44, 43\)"):
-        measure(np.ones((3, 44, 43)))
+        measure(np.ones((3, 44, 43)), ZN)
 
 
 def brute_centre(response: Responses) -> tuple[float, float]:
@@ -136,29 +136,29 @@ def brute_radius(response: Responses, percent: int) -> float:
 def test_centre_and_radius_equal_loops_over_photons(percent: int) -> None:
     responses = sparse_responses(20, seed=percent)
     expected = [brute_centre(response) for response in responses]
-    np.testing.assert_allclose(shower_centre(responses), expected, rtol=1e-12)
-    radius = containment_radius(responses, percent / 100)
+    np.testing.assert_allclose(shower_centre(responses, ZN), expected, rtol=1e-12)
+    radius = containment_radius(responses, ZN, percent / 100)
     np.testing.assert_allclose(radius, [brute_radius(r, percent) for r in responses], rtol=1e-12)
 
 
 def test_radius_counts_photons_exactly_at_the_threshold() -> None:
     # The centre is (10, 20): nine photons there, one pair at distance 5 that balances.
     response = one_fibre(10, 20, 18) + one_fibre(10, 15) + one_fibre(10, 25)
-    assert containment_radius(response[None], 0.9).tolist() == [0.0]
-    assert containment_radius(response[None], 0.91).tolist() == [5.0]
+    assert containment_radius(response[None], ZN, 0.9).tolist() == [0.0]
+    assert containment_radius(response[None], ZN, 0.91).tolist() == [5.0]
 
 
 def test_no_light_and_a_single_fibre() -> None:
     responses = np.stack([np.zeros((44, 44), np.uint16), one_fibre(3, 40, 500)])
-    assert shower_centre(responses).tolist() == [[21.5, 21.5], [3.0, 40.0]]
-    assert containment_radius(responses).tolist() == [0.0, 0.0]
-    assert channel_sums(responses).sum(axis=1).tolist() == [0, 500]
+    assert shower_centre(responses, ZN).tolist() == [[21.5, 21.5], [3.0, 40.0]]
+    assert containment_radius(responses, ZN).tolist() == [0.0, 0.0]
+    assert channel_sums(responses, ZN).sum(axis=1).tolist() == [0, 500]
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
 def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction: expected"):
-        containment_radius(sparse_responses(1, seed=0), fraction)
+        containment_radius(sparse_responses(1, seed=0), ZN, fraction)
 
 
 @settings(max_examples=25, deadline=None)
@@ -167,10 +167,12 @@ def test_moving_a_response_moves_its_centre_alone(seed: int, rows: int, columns:
     responses = sparse_responses(9, seed, top=24)
     moved = np.roll(responses, (rows, columns), axis=(1, 2))
     np.testing.assert_allclose(
-        shower_centre(moved), shower_centre(responses) + np.array([rows, columns]), rtol=1e-12
+        shower_centre(moved, ZN),
+        shower_centre(responses, ZN) + np.array([rows, columns]),
+        rtol=1e-12,
     )
     np.testing.assert_allclose(
-        containment_radius(moved), containment_radius(responses), rtol=1e-9, atol=1e-9
+        containment_radius(moved, ZN), containment_radius(responses, ZN), rtol=1e-9, atol=1e-9
     )
 
 
@@ -179,19 +181,19 @@ def test_moving_a_response_moves_its_centre_alone(seed: int, rows: int, columns:
 def test_turning_the_face_turns_the_centre(seed: int, factor: int) -> None:
     responses = sparse_responses(9, seed)
     turned = np.rot90(responses, axes=(1, 2))
-    centre = shower_centre(responses)
+    centre = shower_centre(responses, ZN)
     expected = np.stack([43 - centre[:, 1], centre[:, 0]], axis=1)
-    np.testing.assert_allclose(shower_centre(turned), expected, rtol=1e-12, atol=1e-12)
-    radius = containment_radius(responses)
-    np.testing.assert_allclose(containment_radius(turned), radius, rtol=1e-9)
+    np.testing.assert_allclose(shower_centre(turned, ZN), expected, rtol=1e-12, atol=1e-12)
+    radius = containment_radius(responses, ZN)
+    np.testing.assert_allclose(containment_radius(turned, ZN), radius, rtol=1e-9)
     # On an even number of fibres a quarter turn swaps the two colours of the checkerboard.
-    sums = channel_sums(responses)
-    np.testing.assert_array_equal(channel_sums(turned)[:, 0], sums[:, 1:].sum(axis=1))
+    sums = channel_sums(responses, ZN)
+    np.testing.assert_array_equal(channel_sums(turned, ZN)[:, 0], sums[:, 1:].sum(axis=1))
     # Brighter light in the same places is the same shower.
     brighter = responses.astype(np.int64) * factor
-    np.testing.assert_allclose(shower_centre(brighter), centre, rtol=1e-12)
-    np.testing.assert_allclose(containment_radius(brighter), radius, rtol=1e-9)
-    np.testing.assert_array_equal(channel_sums(brighter), factor * sums)
+    np.testing.assert_allclose(shower_centre(brighter, ZN), centre, rtol=1e-12)
+    np.testing.assert_allclose(containment_radius(brighter, ZN), radius, rtol=1e-9)
+    np.testing.assert_array_equal(channel_sums(brighter, ZN), factor * sums)
 
 
 def brute_diversity(responses: Responses) -> float:

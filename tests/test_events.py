@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.data.events import FEATURES, PDG, Events, select_subset, split_events, thin
+from zdc_nb.data.events import FEATURES, PDG, Events, cap, select_subset, split_events
 
 
 def make_events(groups: list[int], pdg: int = 22) -> Events:
@@ -110,7 +110,7 @@ def test_what_is_chosen_is_what_numpy_chooses(index: slice | NDArray[Any]) -> No
 def test_parts_are_joined_and_their_particles_numbered_anew() -> None:
     events, _ = random_events(40, 1)
     parts = [events[30:], events[:0], events[:30]]
-    together = Events.join([Events.from_arrays(p.pdg, p.features, p.light) for p in parts])
+    together = Events.join([Events.from_arrays(p.pdg, p.features, p.photons) for p in parts])
     expected = events[np.r_[30:40, 0:30]]
     for name in ("pdg", "features", "responses", "particle"):
         np.testing.assert_array_equal(getattr(together, name), getattr(expected, name))
@@ -130,7 +130,7 @@ def test_a_sparse_matrix_in_any_form_gives_the_same_events() -> None:
     same = Events.from_arrays(events.pdg, events.features, shuffled)
     np.testing.assert_array_equal(same.responses, dense)
     for name in ("indptr", "indices", "data"):
-        np.testing.assert_array_equal(getattr(same.light, name), getattr(events.light, name))
+        np.testing.assert_array_equal(getattr(same.photons, name), getattr(events.photons, name))
 
 
 def test_a_change_of_the_dense_responses_is_refused() -> None:
@@ -141,10 +141,12 @@ def test_a_change_of_the_dense_responses_is_refused() -> None:
 
 def test_responses_take_little_memory() -> None:
     events, dense = random_events(500, 4)
-    light = events.light
-    assert light.data.nbytes + light.indices.nbytes + light.indptr.nbytes < 0.2 * dense.nbytes
+    photons = events.photons
+    assert (
+        sum(a.nbytes for a in (photons.data, photons.indices, photons.indptr)) < 0.2 * dense.nbytes
+    )
     tracemalloc.start()
-    train, _, _ = split_events(thin(select_subset(events, "all"), 400, 0), (0.7, 0.1, 0.2), 0)
+    train, _, _ = split_events(cap(select_subset(events, "all"), 400, 0), (0.7, 0.1, 0.2), 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(train) == 280
@@ -179,7 +181,7 @@ def test_thinning_keeps_whole_particles_but_the_last(
     groups: list[int], at_most: int, seed: int
 ) -> None:
     events = make_events(groups)
-    thinned = thin(events, at_most, seed)
+    thinned = cap(events, at_most, seed)
     assert len(thinned) == min(at_most, len(events))
     assert identity(thinned) == sorted(set(identity(thinned)))
     labels, counts = np.unique(thinned.particle, return_counts=True)
@@ -188,15 +190,15 @@ def test_thinning_keeps_whole_particles_but_the_last(
         for label, count in zip(labels, counts, strict=True)
     )
     assert cut <= 1
-    assert identity(thin(events, at_most, seed)) == identity(thinned)
+    assert identity(cap(events, at_most, seed)) == identity(thinned)
 
 
 def test_thinning_depends_on_the_seed_and_grows_with_the_limit() -> None:
     events = make_events([5] * 40)
-    picks = {seed: set(identity(thin(events, 50, seed))) for seed in range(4)}
+    picks = {seed: set(identity(cap(events, 50, seed))) for seed in range(4)}
     assert len({frozenset(pick) for pick in picks.values()}) == 4
     for seed, pick in picks.items():
-        assert pick < set(identity(thin(events, 100, seed)))
+        assert pick < set(identity(cap(events, 100, seed)))
 
 
 @settings(deadline=None)

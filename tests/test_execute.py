@@ -33,6 +33,16 @@ raise TrainingInterrupted("saved")
 """
 
 
+PROGRAM = """
+import sys
+from pathlib import Path
+from zdc_nb.study.execute import execute, follow
+
+follow(int(sys.argv[2]))
+sys.exit(execute(Path("in.ipynb"), Path("out/it.ipynb"), {"saved": sys.argv[1]}, {"cells": "x"}))
+"""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """Starts a notebook of these cells, after one that sets the parameter ``saved``."""
@@ -44,11 +54,8 @@ def start(tmp_path: Path) -> Start:
             metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
         )
         nbformat.write(notebook, tmp_path / "in.ipynb")
-        command = [sys.executable, "-m", "zdc_nb.study.execute", "in.ipynb", "out/it.ipynb"]
-        if parent is not None:
-            command += ["--parent", str(parent)]
         return subprocess.Popen(
-            [*command, "-r", "saved", SAVED],
+            [sys.executable, "-c", PROGRAM, SAVED, str(parent or os.getpid())],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -70,6 +77,8 @@ def test_done_under_its_name_with_its_output_in_lines(start: Start, tmp_path: Pa
     assert output.splitlines() == ["[it] one", "[it] two", "[it] three", f"[it] {SAVED}"]
     assert left(tmp_path) == ["it.ipynb"]
     assert not (tmp_path / "run").exists()
+    done = nbformat.read(tmp_path / "out" / "it.ipynb", as_version=4)
+    assert done.metadata["zdc_nb"] == {"cells": "x"}
 
 
 def test_failed_is_kept_with_its_traceback_and_gone_when_it_succeeds(

@@ -1,6 +1,7 @@
 """The grid is killed again and again, and run twice at once, and ends with the same numbers.
 
-At a small size; `make faults` does the same to the smoke study, twenty times.
+At a small size; `make faults` does the same to the smoke study, twenty times. `make test` stops one
+training and goes on with it.
 """
 
 import os
@@ -19,6 +20,8 @@ import yaml
 from tests import kill_grid
 
 ROOT = Path(__file__).parents[1]
+
+slow = pytest.mark.slow
 
 
 def write_study(path: Path) -> Path:
@@ -53,6 +56,7 @@ def quiet(new_project: Callable[[], Path]) -> Path:
     return project
 
 
+@slow
 def test_killed_at_random_moments_it_ends_with_the_same_tables(
     quiet: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -67,6 +71,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(
     assert not left
 
 
+@slow
 def test_started_twice_at_once_the_second_waits_and_finds_all_done(
     quiet: Path, new_project: Callable[[], Path]
 ) -> None:
@@ -93,6 +98,7 @@ def training_kernel(run: psutil.Process, folder: Path) -> psutil.Process:
     return kernel
 
 
+@slow
 def test_killed_while_it_trains_the_grid_goes_on_from_a_checkpoint(
     quiet: Path, new_project: Callable[[], Path]
 ) -> None:
@@ -107,38 +113,42 @@ def test_killed_while_it_trains_the_grid_goes_on_from_a_checkpoint(
     assert kill_grid.compare(quiet, project, "faulty") == []
 
 
-def test_a_training_alone_goes_on_after_papermill_was_told_to_stop(
-    quiet: Path, new_project: Callable[[], Path]
-) -> None:
-    """As by hand in a batch job: SIGTERM to papermill and to the kernel, then the same again."""
-    project = new_project()
+def teach(project: Path) -> psutil.Popen:
+    """Train the teacher by hand, as in a batch job."""
     command = ["papermill", "notebooks/02_teacher_training.ipynb", "out.ipynb"]
-    parameters = ["-p", "study", "params/faulty.yaml", "-p", "subset", "n"]
-    # as many as in the grid: another number of threads adds up in another order
-    threads = {f"{name}_NUM_THREADS": "2" for name in ("OMP", "MKL", "NUMBA")}
-    run = psutil.Popen(
-        [sys.executable, "-m", *command, *parameters],
-        cwd=project,
-        env=os.environ | threads,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    kernel = training_kernel(run, project / "artifacts" / "faulty" / "checkpoints" / "n")
-    for process in (kernel, run):
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA")}
+    with (project / "log").open("w", encoding="utf-8") as log:
+        return psutil.Popen(
+            [
+                sys.executable,
+                "-m",
+                *command,
+                "-p",
+                "study",
+                "params/faulty.yaml",
+                "-p",
+                "subset",
+                "n",
+            ],
+            cwd=project,
+            env=os.environ | threads,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def test_a_training_that_was_told_to_stop_goes_on_and_ends_with_the_same_numbers(
+    new_project: Callable[[], Path],
+) -> None:
+    """SIGTERM to papermill and to the kernel, then the same command again."""
+    project, undisturbed = new_project(), new_project()
+    runs = teach(project), teach(undisturbed)
+    kernel = training_kernel(runs[0], project / "artifacts" / "faulty" / "checkpoints" / "n")
+    for process in (kernel, runs[0]):
         process.send_signal(signal.SIGTERM)
-    assert run.wait() != 0
+    assert runs[0].wait() != 0
     kernel.wait()
-    again = subprocess.run(
-        [sys.executable, "-m", *command, *parameters],
-        cwd=project,
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
+    assert teach(project).wait() == 0, (project / "log").read_text("utf-8")
     assert "going on from step" in (project / "out.ipynb").read_text("utf-8")
-    mine, other = (kill_grid.results(path, "faulty") for path in (project, quiet))
-    taught = {name for name in mine if "teacher" in name}
-    assert len(taught) == 4
-    assert {name: mine[name] for name in taught} == {name: other[name] for name in taught}
+    assert runs[1].wait() == 0, (undisturbed / "log").read_text("utf-8")
+    assert kill_grid.compare(undisturbed, project, "faulty") == []

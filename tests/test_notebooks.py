@@ -1,9 +1,11 @@
-"""The grid from nothing to the report, at the smallest size at which every stage runs."""
+"""The grid from nothing to the report, and what goes wrong on the way."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,258 +13,196 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from bs4 import BeautifulSoup
 
+from tests.projects import ROOT, new_project, snakemake, write_study
+from tests.reference_table import assert_matches_reference
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES
-from zdc_nb.params import Study, load_study, notebook_names
+from zdc_nb.params import Study, load_study
+from zdc_nb.study import stages_of
 from zdc_nb.study.runs import load_records
 
-ROOT = Path(__file__).parents[1]
-TINY: dict[str, dict[str, Any]] = {
+TINY: dict[str, Any] = {
+    "subsets": ["n", "all"],
+    "setups": ["bs"],
     "data": {"responses": 1500, "max_responses": {"n": 150, "all": 200}},
     "flow": {"hidden": 16, "context_hidden": [16]},
     "teacher": {"epochs": 1},
     "student": {"epochs": 1},
     "evaluation": {"runs": 2, "figure_particles": 1},
-    "speed": {"batches": [1, 4], "runs": 1},
+    "speed": {"setup": "bs", "batches": [1, 4], "runs": 1},
 }
 
 
-def write_tiny_study(project: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """``params/tiny.yaml``: the smoke study with fewer and smaller parts."""
-    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text("utf-8"))
-    content |= {"subsets": ["n", "all"], "setups": ["bs", "bs+ch+div"]}
-    for section in (TINY, changes):
-        for key, values in section.items():
-            content[key] |= values
-    path = project / "params" / "tiny.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(content), "utf-8")
+def names_of(study: Study) -> list[str]:
+    return [stage.name for stage in stages_of(study)]
 
 
-def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m command`` in the project."""
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=project, capture_output=True, text=True, check=False
-    )
-
-
-def snakemake(project: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run(project, "snakemake", *options, "--config", "study=params/tiny.yaml")
-
-
-@pytest.fixture(scope="module")
-def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes a project whose results are its own and whose code is this one."""
-
-    # papermill, nbconvert and snakemake have to stand a space and a plus sign
-    def make(folder: str = "a+project with spaces") -> Path:
-        project = tmp_path_factory.mktemp(folder)
-        shutil.copytree(ROOT / "notebooks", project / "notebooks")
-        for name in ("zdc_nb", "Snakefile", "profiles"):
-            (project / name).symlink_to(ROOT / name)
-        write_tiny_study(project, {})
-        return project
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def project(new_project: Callable[[], Path]) -> Path:
-    """A project whose grid has run."""
-    project = new_project()
-    done = snakemake(project, "--cores", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "(100%) done" in done.stderr
-    return project
-
-
-@pytest.fixture
-def study(project: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.chdir(project)
-    return load_study("params/tiny.yaml")
-
-
-def test_every_notebook_ran_with_its_parameters(study: Study) -> None:
-    names = notebook_names(study)
-    assert len(names) == 1 + 2 + 4 + 3
-    for name in names:
-        notebook = nbformat.read(study.reports / "notebooks" / f"{name}.ipynb", as_version=4)
+def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 3
+    for stage in stages_of(smoke):
+        notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
-        assert 'study = "params/tiny.yaml"' in tagged[0].source
+        assert 'study = "params/smoke.yaml"' in tagged[0].source
+        for key, value in stage.keys.items():
+            assert f'{key} = "{value}"' in tagged[0].source
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
         assert all(cell.execution_count for cell in code)
         assert any("image/png" in out.get("data", {}) for cell in code for out in cell.outputs)
-        page = (study.reports / "html" / f"{name}.html").read_text("utf-8")
+        # of a figure that is shown twice, the repr
+        assert "Figure(" not in stage.executed.read_text("utf-8")
+        page = (smoke.reports / "html" / f"{stage.name}.html").read_text("utf-8")
         assert "data:image/png;base64," in page
-    leftovers = [*study.reports.rglob("*.running.ipynb"), *study.reports.rglob("*.failed.ipynb")]
-    assert not leftovers
+    assert not [*smoke.reports.rglob("*.running.ipynb"), *smoke.reports.rglob("*.failed.ipynb")]
 
 
-def test_every_stage_left_a_record(study: Study) -> None:
-    records, wrong = load_records(study)
+def test_every_stage_left_a_record(smoke: Study) -> None:
+    records, wrong = load_records(smoke)
     assert not wrong
-    assert list(records) == notebook_names(study)
+    assert list(records) == names_of(smoke)
     for name, record in records.items():
         assert (record.stage, record.status, record.attempts) == (name, "done", 1)
-        assert record.parameters == study.model_dump(mode="json")
-        assert record.peak_memory_mb is not None
+        assert record.parameters == smoke.model_dump(mode="json")
         # the process imports torch, which takes that much
+        assert record.peak_memory_mb is not None
         assert record.peak_memory_mb > 100
 
 
-def test_table1_is_tidy_and_complete(study: Study) -> None:
-    table = pd.read_csv(study.reports / "tables" / "table1.csv")
+def test_table1_is_that_of_before(smoke: Study) -> None:
+    table = pd.read_csv(smoke.reports / "tables" / "table1.csv")
     assert list(table.columns) == ["subset", "model", "metric", "mean", "std", "runs"]
-    found = table.set_index(["subset", "model", "metric"])
-    assert found.index.is_unique
-    for subset in study.subsets:
-        for model in ("reference", "ignorant", "teacher", *study.setups):
+    assert_matches_reference(table)
+
+
+def test_tables_are_tidy_and_complete(smoke: Study) -> None:
+    tables = smoke.reports / "tables"
+    table = pd.read_csv(tables / "table1.csv").set_index(["subset", "model", "metric"])
+    assert table.index.is_unique
+    for subset in smoke.subsets:
+        for model in ("reference", "ignorant", "teacher", *smoke.setups):
             for metric in METRICS:
-                assert found.loc[(subset, model, metric), "runs"] == study.evaluation.runs
-    assert np.isfinite(table[["mean", "std"]]).all(axis=None)
-    assert (table["mean"] > 0).all()
-
-
-def test_table2_is_tidy_and_complete(study: Study) -> None:
-    table = pd.read_csv(study.reports / "tables" / "table2.csv")
-    assert list(table.columns) == ["subset", "model", "quantity", "error", "mean", "std", "runs"]
-    found = table.set_index(["subset", "model", "quantity", "error"])
+                assert table.loc[(subset, model, metric), "runs"] == smoke.evaluation.runs
+    shapes = pd.read_csv(tables / "table2.csv")
+    found = shapes.set_index(["subset", "model", "quantity", "error"])
     assert found.index.is_unique
     for model in ("teacher", "bs", "bs+ch+div"):
         for quantity in QUANTITIES:
-            for error in ("MAE", "RMSE"):
-                assert ("all", model, quantity, error) in found.index
-    assert np.isfinite(table[["mean", "std"]]).all(axis=None)
-
-
-def test_speed_table_is_tidy_and_complete(study: Study) -> None:
-    table = pd.read_csv(study.reports / "tables" / "speed.csv")
-    assert list(table.columns) == ["model", "device", "batch", "ms_per_sample", "runs"]
-    assert len(table["model"].unique()) == 2
-    assert sorted(table["batch"].unique()) == study.speed.batches
-    assert (table["ms_per_sample"] > 0).all()
-
-
-def test_training_speed_compares_both_engines(study: Study) -> None:
-    table = pd.read_csv(study.reports / "tables" / "training_speed.csv")
-    assert set(zip(table["model"], table["engine"], strict=True)) == {
-        (model, engine) for model in ("teacher", "student") for engine in ("fused", "reference")
-    }
-    assert (table["ms_per_sample"] > 0).all()
-    work = table.groupby("model")["responses"].first()
-    # as many epochs each, but a student for every setup
+            assert {("all", model, quantity, error) for error in ("MAE", "RMSE")} <= {*found.index}
+    assert np.isfinite(shapes[["mean", "std"]]).all(axis=None)
+    speed = pd.read_csv(tables / "speed.csv")
+    assert sorted(speed["batch"].unique()) == smoke.speed.batches
+    assert (speed["ms_per_sample"] > 0).all()
+    training = pd.read_csv(tables / "training_speed.csv")
+    assert len(training) == 4
+    work = training.groupby("model")["responses"].first()
+    # fewer epochs, but a student for every setup
     assert 0 < work["teacher"] < work["student"]
 
 
-def test_index_page_leads_everywhere(study: Study) -> None:
-    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
+def test_index_page_leads_everywhere(smoke: Study) -> None:
+    page = BeautifulSoup((smoke.reports / "index.html").read_text("utf-8"), "html.parser")
     links = [str(a["href"]) for a in page.select("a")] + [str(i["src"]) for i in page.select("img")]
     files = [link.replace("%2B", "+") for link in links if not link.startswith("#")]
     pages = {name for name in files if name.startswith("html/")}
-    assert pages == {f"html/{name}.html" for name in notebook_names(study)}
+    assert pages == {f"html/{name}.html" for name in names_of(smoke)}
     assert any(name.startswith("figures/") for name in files)
-    assert [name for name in files if not (study.reports / name).is_file()] == []
+    assert [name for name in files if not (smoke.reports / name).is_file()] == []
     anchors = [link[1:] for link in links if link.startswith("#")]
     assert [name for name in anchors if page.find(id=name) is None] == []
 
 
-def jobs(project: Path, changes: dict[str, dict[str, Any]]) -> set[str]:
-    """Rules that would run if the study had these changes."""
-    write_tiny_study(project, changes)
-    planned = snakemake(project, "--dry-run", "--quiet", "reason")
-    write_tiny_study(project, {})
-    assert planned.returncode == 0, planned.stdout + planned.stderr
-    lines = planned.stdout.splitlines()
-    if "job" not in [line.split()[0] for line in lines if line]:
-        assert "Nothing to be done" in planned.stdout + planned.stderr
+def planned(project: Path, changes: dict[str, Any]) -> set[str]:
+    """Rules that would run if the smoke study had these changes."""
+    write_study(project, "smoke", changes)
+    done = snakemake(project, "smoke", "--dry-run", "--quiet", "reason")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    if not any(line.startswith("---") for line in lines):
+        assert "Nothing to be done" in done.stdout + done.stderr
         return set()
     start = next(i for i, line in enumerate(lines) if line.startswith("---"))
     stats = [line.split() for line in lines[start + 1 :]]
-    return {words[0] for words in stats[: stats.index([])] if words[0] != "total"}
+    return {words[0] for words in stats[: stats.index([])]} - {"total", "html", "index"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_copy: Path) -> None:
+    after_training = {"evaluation", "ablations", "shower_shapes"}
+    for changes, expected in (
+        ({"evaluation": {"runs": 6}}, {"baselines", *after_training}),
+        ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),
         ({}, set()),
-        ({"speed": {"runs": 2}}, {"speed"}),
-        ({"student": {"epochs": 2}}, {"student", "ablations", "shower_shapes", "speed"}),
-        (
-            {"flow": {"hidden": 17}},
-            {"teacher", "student", "ablations", "shower_shapes", "speed"},
-        ),
-    ],
-    ids=["nothing", "speed", "student", "flow"],
-)
-def test_only_what_depends_on_a_change_runs_again(
-    project: Path, changes: dict[str, dict[str, Any]], expected: set[str]
+    ):
+        assert planned(own_copy, changes) == expected
+    # by hand, in JupyterLab: outputs are saved, and nothing is stale
+    path = own_copy / "notebooks" / "01_data_exploration.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text="seen")]
+    nbformat.write(notebook, path)
+    assert planned(own_copy, {}) == set()
+
+
+def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert jobs(project, changes) - {"html", "index"} == expected
-
-
-def test_notebook_runs_alone_from_the_command_line(project: Path) -> None:
-    notebook = "notebooks/03_student_distillation.ipynb"
-    parameters = [
-        "-p",
-        "study",
-        "params/tiny.yaml",
-        "-p",
-        "subset",
-        "n",
-        "-p",
-        "setup",
-        "bs+ch+div",
-    ]
-    done = run(project, "papermill", notebook, "out.ipynb", *parameters)
-    assert done.returncode == 0, done.stderr
-    assert (project / "out.ipynb").is_file()
-
-
-def test_notebook_runs_from_its_own_folder_as_in_jupyterlab(project: Path) -> None:
-    done = run(
-        project,
-        *("papermill", "notebooks/04_ablations.ipynb", "lab.ipynb"),
-        *("--cwd", "notebooks", "-p", "study", "params/tiny.yaml"),
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_unknown_setup_is_refused_by_name(project: Path) -> None:
-    done = run(
-        project,
-        *("papermill", "notebooks/03_student_distillation.ipynb", "refused.ipynb"),
-        *("-p", "study", "params/tiny.yaml", "-p", "subset", "n", "-p", "setup", "bs+mass"),
-    )
+    project = new_project(tmp_path)
+    write_study(project, "tiny", TINY)
+    # breaks one subset's training, and none of the others'
+    (project / "artifacts" / "tiny" / "models").mkdir(parents=True)
+    blocked = project / "artifacts" / "tiny" / "models" / "n"
+    blocked.write_text("a file where a folder is to be", "utf-8")
+    done = snakemake(project, "tiny", "--cores", "2")
     assert done.returncode != 0
-    assert "ParameterError" in done.stderr
-    assert "'bs+mass'" in done.stderr
+    monkeypatch.chdir(project)
+    study = load_study("params/tiny.yaml")
+    ending = done.stderr[done.stderr.rindex("02_teacher_training-n failed") :]
+    assert str(blocked) in ending
+    assert len(ending.splitlines()) < 25
+    assert str(study.reports / "index.html") in ending
+    ready = {path.stem for path in (study.reports / "notebooks").glob("*.ipynb")}
+    assert "02_teacher_training-n.failed" in ready
+    assert "05_evaluation-all" in ready
+    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
+    assert page.select_one('a[href="html/02_teacher_training-n.failed.html"]')
+    assert str(blocked) in page.get_text()
+    # once what was wrong is put right, only what is missing is made
+    before = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
+    blocked.unlink()
+    again = snakemake(project, "tiny", "--cores", "2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
+    assert before == after
+    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
+    assert "failed" not in page.get_text().lower()
+    assert not list(study.reports.rglob("*.failed.*"))
 
 
-def test_what_a_shell_would_run_is_only_a_name(
-    new_project: Callable[..., Path], project: Path
+def test_a_wrong_study_ends_with_one_line(finished: Path) -> None:
+    done = snakemake(finished, "none", "--cores", "1")
+    assert done.returncode != 0
+    assert "ParameterError: params/none.yaml: no such study file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_shell_or_snakemake_would_make_something_of_is_only_a_name(
+    finished: Path, tmp_path: Path
 ) -> None:
-    hostile = "a `touch run`; $(touch run) 'b' *"
-    attacked = new_project(hostile)
-    shutil.copy(project / "artifacts" / "tiny" / "data.root", attacked / f"{hostile}.root")
-    write_tiny_study(attacked, {"data": {"file": f"{hostile}.root"}})
-    (attacked / "params" / hostile).mkdir()
-    study = (attacked / "params" / "tiny.yaml").rename(attacked / "params" / hostile / "tiny.yaml")
-    options = ("--until", "data", "--cores", "1", "--config")
-    done = run(attacked, "snakemake", *options, f"study=params/{hostile}/tiny.yaml")
+    hostile = "a `touch run`; $(touch run) {x} <b> 'b' *"
+    attacked = new_project(tmp_path / "attacked")
+    shutil.copy(finished / "artifacts" / "smoke" / "data.root", attacked / f"{hostile}.root")
+    folder = hostile.replace("{x} <b> ", "")
+    study = write_study(attacked, "tiny", {**TINY, "data": {"file": f"{hostile}.root"}})
+    (attacked / "params" / folder).mkdir()
+    study.rename(attacked / "params" / folder / "tiny.yaml")
+    done = snakemake(attacked, f"{folder}/tiny", "--until", "data", "--cores", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (attacked / "artifacts" / "tiny" / "data.root").is_file()
     assert not list(attacked.rglob("run"))
-    make = ["make", "study", f'STUDY=no $(shell touch run)`touch run`; touch run; "{hostile}.yaml']
+    make = ["make", "study", f'STUDY=no $(shell touch run)`touch run`; touch run; "{folder}.yaml']
+    options = [f"BIN={Path(sys.executable).parent}", f"--file={ROOT / 'Makefile'}"]
     refused = subprocess.run(
-        [
-            *make,
-            f"BIN={Path(sys.executable).parent}",
-            "--file",
-            ROOT / "Makefile",
-            "--old-file=.venv/.installed",
-        ],
+        [*make, *options, "--old-file=.venv/.installed"],
         cwd=attacked,
         capture_output=True,
         text=True,
@@ -271,55 +211,39 @@ def test_what_a_shell_would_run_is_only_a_name(
     assert refused.returncode != 0
     assert "no such study file" in refused.stderr
     assert not list(attacked.rglob("run"))
-    assert study.is_file()
 
 
-def test_failure_is_shown_and_never_taken_for_done(new_project: Callable[[], Path]) -> None:
-    project = new_project()
-    write_tiny_study(project, {"data": {"file": "broken.root"}})
-    (project / "broken.root").write_text("not a ROOT file", "utf-8")
-    done = snakemake(project, "--cores", "1")
-    assert done.returncode != 0
-    executed = project / "reports" / "tiny" / "notebooks"
-    left = [path.name for path in executed.glob("[!.]*")]
-    assert left == ["01_data_exploration.failed.ipynb"]
-    # at the end, where a user looks
-    ending = done.stderr[done.stderr.index("01_data_exploration failed in cell") :]
-    assert "broken.root" in ending
-    assert str(executed / "01_data_exploration.failed.ipynb") in ending
-
-
-def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
-    new_project: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_says_at_which_step_it_stopped_and_the_same_command_goes_on(
+    tmp_path: Path,
 ) -> None:
-    project = new_project()
-    # too few to be split
-    write_tiny_study(project, {"data": {"max_responses": {"n": 2, "all": 200}}})
-    done = snakemake(project, "--cores", "2")
-    assert done.returncode != 0
-    assert "02_teacher_training-n failed in cell" in done.stderr
-    monkeypatch.chdir(project)
-    study = load_study("params/tiny.yaml")
-    assert str(study.reports / "index.html") in done.stderr
-    ready = {path.stem for path in (study.reports / "notebooks").glob("*.ipynb")}
-    of_all = {f"03_student_distillation-all-{setup}" for setup in study.setups}
-    assert ready == {
-        *("01_data_exploration", "02_teacher_training-all", "02_teacher_training-n.failed"),
-        *of_all,
-    }
-    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
-    text = page.get_text()
-    assert "EventFileError" in text
-    assert "2 responses are too few to split" in text
-    assert page.select_one('a[href="html/02_teacher_training-n.failed.html"]')
-    assert (study.reports / "html" / "02_teacher_training-n.failed.html").is_file()
-    # once what was wrong is put right, only what is missing is made
-    before = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
-    write_tiny_study(project, {})
-    again = snakemake(project, "--cores", "2", "--rerun-triggers", "mtime")
-    assert again.returncode == 0, again.stdout + again.stderr
-    after = (study.artifacts / "models" / "all" / "teacher.safetensors").stat().st_mtime_ns
-    assert before == after
-    page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
-    assert "EventFileError" not in page.get_text()
-    assert not list(study.reports.rglob("*.failed.*"))
+    project = new_project(tmp_path)
+    changes = {**TINY, "subsets": ["all"], "teacher": {"epochs": 40}, "checkpoint_seconds": 0.2}
+    changes["speed"] = TINY["speed"] | {"subset": "all"}
+    write_study(project, "tiny", changes)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config"]
+    log = project / "printed.txt"
+    with log.open("w", encoding="utf-8") as printed:
+        run = subprocess.Popen(
+            [*command, "study=params/tiny.yaml"],
+            cwd=project,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    checkpoints = project / "artifacts" / "tiny" / "checkpoints" / "all"
+    begun = time.monotonic()
+    while not list(checkpoints.glob("teacher.safetensors")):
+        assert run.poll() is None, log.read_text("utf-8")
+        assert time.monotonic() - begun < 120
+        time.sleep(0.05)
+    # as a terminal does: to every process of the run
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() != 0
+    text = log.read_text("utf-8")
+    ending = text[text.rindex("02_teacher_training-all") :]
+    assert "stopped by SIGINT after step" in ending
+    assert "the same command goes on" in ending
+    assert "without an error of its own" not in text
+    again = snakemake(project, "tiny", "--cores", "2", "--until", "teacher")
+    assert again.returncode == 0, again.stderr
+    assert "teacher all: going on from step" in again.stdout

@@ -11,9 +11,8 @@ from scipy.special import logit
 from scipy.stats import kstest
 
 from zdc_nb.data.events import Events
-from zdc_nb.data.simulation import CROSSING_OFFSET, FACE, IP_DISTANCE
+from zdc_nb.detector import ZN
 from zdc_nb.generator.encoding import (
-    DIM,
     ConditionScaler,
     counts_from_noised,
     decode_responses,
@@ -66,17 +65,17 @@ def test_counts_come_back_exactly_when_the_noised_sum_is_known(seed, brightest):
 
 def test_floor_undoes_the_noise():
     counts = responses(200)
-    noise = PARAMS.noise * torch.rand(200, DIM, generator=seeded(), dtype=torch.float64)
-    noised = torch.from_numpy(counts.reshape(200, DIM).astype(np.float64)) + noise
+    noise = PARAMS.noise * torch.rand(200, ZN.dim, generator=seeded(), dtype=torch.float64)
+    noised = torch.from_numpy(counts.reshape(200, ZN.dim).astype(np.float64)) + noise
     photon_sum = torch.from_numpy(counts.sum((1, 2)).astype(np.float64))[:, None]
-    assert np.array_equal(counts_from_noised(noised, FLOOR, photon_sum), counts)
+    assert np.array_equal(counts_from_noised(noised, FLOOR, photon_sum, ZN), counts)
 
 
 def test_encoding_is_the_published_formula():
     counts = responses(3)
     x, total = encode_responses(torch.from_numpy(counts.astype(np.int32)), PARAMS, seeded(4))
-    noise = torch.rand(3, DIM, generator=seeded(4), dtype=torch.float64).numpy()
-    noised = counts.reshape(3, DIM) + PARAMS.noise * noise
+    noise = torch.rand(3, ZN.dim, generator=seeded(4), dtype=torch.float64).numpy()
+    noised = counts.reshape(3, ZN.dim) + PARAMS.noise * noise
     expected = logit(1e-6 + (1 - 2e-6) * noised / noised.sum(1, keepdims=True))
     np.testing.assert_allclose(x.numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(total.numpy()[:, 0], noised.sum(1))
@@ -99,7 +98,7 @@ def test_decoding_gives_photon_counts_that_hardly_miss_their_sum(denoise):
     counts = responses(300)
     photon_sum = counts.sum((1, 2), dtype=np.int64)
     x, _ = encode_responses(torch.from_numpy(counts.astype(np.int32)), params, seeded())
-    back = decode_responses(x, params, photon_sum)
+    back = decode_responses(x, params, photon_sum, ZN)
     assert back.dtype == np.uint16
     assert back.shape == counts.shape
     total = back.sum((1, 2), dtype=np.int64)
@@ -113,16 +112,16 @@ def test_decoding_gives_photon_counts_that_hardly_miss_their_sum(denoise):
 def test_rescaling_gives_every_photon_back_where_it_can():
     params = PARAMS.model_copy(update={"denoise": "floor-rescale"})
     for total in range(1, 60):
-        noised = torch.zeros(1, DIM, dtype=torch.float64)
+        noised = torch.zeros(1, ZN.dim, dtype=torch.float64)
         noised[0, 0] = total + 0.2
         for photon_sum in range(1, 200):
             wanted = torch.tensor([[float(photon_sum)]], dtype=torch.float64)
-            assert counts_from_noised(noised, params, wanted).sum() == photon_sum
+            assert counts_from_noised(noised, params, wanted, ZN).sum() == photon_sum
 
 
 def test_decoding_any_sample_gives_counts():
-    wild = torch.randn(50, DIM, generator=seeded()) * 30
-    back = decode_responses(wild, PARAMS, np.full(50, 3000))
+    wild = torch.randn(50, ZN.dim, generator=seeded()) * 30
+    back = decode_responses(wild, PARAMS, np.full(50, 3000), ZN)
     assert (back.sum((1, 2), dtype=np.int64) <= 3000).all()
 
 
@@ -138,8 +137,8 @@ def test_paper_conditions_are_the_nine_features_and_the_photon_sum():
 @pytest.mark.parametrize("side", [1, -1])
 def test_impact_conditions_peak_where_the_particle_arrives(side):
     # straight at the knot in row 5 (vertical) and column 2 (horizontal) of the grid
-    knots = np.linspace(-FACE / 2, FACE / 2, PARAMS.impact_grid)
-    px, py = (1000 * v / IP_DISTANCE for v in (knots[2], knots[5] + CROSSING_OFFSET))
+    knots = np.linspace(-ZN.face[0] / 2, ZN.face[0] / 2, PARAMS.impact_grid)
+    px, py = (1000 * v / ZN.distance for v in (knots[2], knots[5] + ZN.crossing_offset))
     raw = raw_conditions(events(px, py, pz=side * 1000.0), PARAMS)
     grid = raw[0, -(PARAMS.impact_grid**2) :].reshape(PARAMS.impact_grid, PARAMS.impact_grid)
     assert divmod(int(grid.argmax()), PARAMS.impact_grid) == (5, 2)

@@ -21,6 +21,8 @@ from bs4 import BeautifulSoup, Tag
 
 from zdc_nb.evaluation import (
     BASELINES,
+    METRICS,
+    QUANTITIES,
     ablation_findings,
     published_table,
     relative_changes,
@@ -28,7 +30,6 @@ from zdc_nb.evaluation import (
     table1,
     table2,
 )
-from zdc_nb.evaluation.metrics import METRICS, QUANTITIES
 from zdc_nb.params import SETUPS, Study, load_study
 from zdc_nb.study import report
 from zdc_nb.study.artefacts import artefacts_of

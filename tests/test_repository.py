@@ -4,10 +4,12 @@ import ast
 import re
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+import grimp
 import nbformat
 import pytest
 import yaml
@@ -20,7 +22,7 @@ from zdc_nb.bench.cases import load_bench
 from zdc_nb.params import load_study
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "zdc_nb").glob("*.py"))
+MODULES = sorted((ROOT / "zdc_nb").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "bench")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -29,12 +31,6 @@ LONGEST_CELL = 35
 
 def names(paths: list[Path]) -> list[str]:
     return [path.stem for path in paths]
-
-
-def module_order() -> list[str]:
-    """The modules in the order that the package's docstring gives."""
-    assert zdc_nb.__doc__ is not None
-    return re.findall(r"\w+", zdc_nb.__doc__.strip().split("\n\n")[-1])
 
 
 def pins(lines: list[str]) -> dict[str, str]:
@@ -51,6 +47,12 @@ def pins(lines: list[str]) -> dict[str, str]:
 
 def direct_pins() -> dict[str, str]:
     return pins(PYPROJECT["project"]["dependencies"])
+
+
+def extra_pins() -> dict[str, str]:
+    """Of what is installed only where it is asked for."""
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    return pins([line for lines in extras for line in lines])
 
 
 def constraints() -> dict[str, str]:
@@ -77,7 +79,7 @@ def test_conda_environment_is_in_step_with_pyproject() -> None:
 
 def test_constraints_hold_every_direct_dependency() -> None:
     groups = PYPROJECT["dependency-groups"]
-    direct = direct_pins()
+    direct = direct_pins() | extra_pins()
     for group in groups.values():
         direct |= pins([line for line in group if isinstance(line, str)])
     assert constraints().items() >= direct.items()
@@ -98,7 +100,8 @@ def third_party(paths: list[Path]) -> set[str]:
                 modules.add(node.module.split(".")[0])
     provided = packages_distributions()
     outside = modules - sys.stdlib_module_names - OPTIONAL - {"tests", "zdc_nb"}
-    return {canonicalize_name(provided[module][0]) for module in outside}
+    # what is not installed, as an extra may be, is taken to be called what it is imported as
+    return {canonicalize_name(provided.get(module, [module])[0]) for module in outside}
 
 
 def group_pins(name: str) -> set[str]:
@@ -108,11 +111,13 @@ def group_pins(name: str) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     package, bench = set(direct_pins()), group_pins("bench")
-    peers = ROOT / "zdc_nb" / "peers.py"
-    assert third_party([path for path in MODULES if path != peers]) <= package
+    peers = ROOT / "zdc_nb" / "bench" / "libraries.py"
+    extras = set(extra_pins())
+    assert third_party([path for path in MODULES if path != peers]) <= package | extras
     # what is compared with is no part of the study, which imports it only to compare
     assert third_party([peers]) - package == bench
-    assert top_level_imports(peers).isdisjoint(bench)
+    for path in MODULES:
+        assert top_level_imports(path).isdisjoint(bench | extras), path
     tests = third_party(sorted((ROOT / "tests").glob("*.py")))
     assert tests <= package | bench | group_pins("test")
 
@@ -131,7 +136,7 @@ def top_level_imports(path: Path) -> set[str]:
 COMMANDS = {"ipykernel", "jupyterlab", "snakemake"}
 """Direct dependencies that are started and not imported: the kernel, and command-line tools."""
 
-FOR_OTHERS = {"ipywidgets", "snakemake-executor-plugin-slurm", "tensorboard"}
+FOR_OTHERS = {"ipywidgets", "tensorboard"}
 """What others import if it is there: tqdm warns without ipywidgets, torch writes tensorboard's files."""
 
 
@@ -146,6 +151,7 @@ def test_every_dependency_is_used(tmp_path: Path) -> None:
     notebooks.write_text("\n".join(cells), encoding="utf-8")
     imported = third_party([*MODULES, notebooks])
     assert set(direct_pins()) - imported == COMMANDS | FOR_OTHERS
+    assert set(extra_pins()) - imported == {"snakemake-executor-plugin-slurm"}
     files = ("Makefile", "Snakefile")
     recipes = "".join((ROOT / name).read_text(encoding="utf-8") for name in files)
     # JupyterLab's command is the only one with another name than its package
@@ -181,42 +187,48 @@ def test_python_version_is_the_same_everywhere() -> None:
     ]
 
 
-def test_every_module_stands_in_the_order() -> None:
-    modules = [path.stem for path in MODULES if path.stem != "__init__"]
-    assert sorted(module_order()) == modules
+def rooms() -> dict[str, set[str]]:
+    """The rooms of the package, by name, and the rooms that each imports from."""
+    graph = grimp.build_graph("zdc_nb", cache_dir=None)
+    found = graph.find_children("zdc_nb")
+    for room in found:
+        graph.squash_module(room)
+    return {room: graph.find_modules_directly_imported_by(room) - {"zdc_nb"} for room in found}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
-def test_module_imports_only_from_those_before_it(path: Path) -> None:
-    order = module_order()
-    own = order.index(path.stem) if path.stem in order else 0
-    for imported in imports_of_package(ast.parse(path.read_text(encoding="utf-8"))):
-        assert order.index(imported) < own, f"{path.name} imports {imported}"
+def floors(imports: dict[str, set[str]]) -> int:
+    """How many rooms the longest chain of imports has.
+
+    Raises
+    ------
+    graphlib.CycleError
+        if there is a way from a room back to itself.
+    """
+    height: dict[str, int] = {}
+    for room in TopologicalSorter(imports).static_order():
+        height[room] = 1 + max((height[other] for other in imports[room]), default=0)
+    return max(height.values())
 
 
-def imports_of_package(tree: ast.Module) -> set[str]:
-    """Modules of zdc_nb that a module imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            module = node.module or ""
-            if module == "zdc_nb":
-                found |= {alias.name for alias in node.names} - {"__version__"}
-            elif module.startswith("zdc_nb."):
-                found.add(module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("zdc_nb.")}
-    return found
+def test_a_longer_chain_and_a_ring_of_rooms_are_noticed() -> None:
+    assert floors({"a": set(), "b": {"a"}, "c": {"a"}, "d": {"c", "a"}}) == 3
+    with pytest.raises(CycleError):
+        floors({"a": {"c"}, "b": {"a"}, "c": {"b"}})
 
 
-@pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
-def test_module_opens_with_docstring_and_all(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    if path.stem == "__init__":
-        return
-    assert len([node for node in tree.body if is_all(node)]) == 1, "one __all__"
+def test_the_package_is_few_rooms_on_few_floors() -> None:
+    """That none imports from a floor above is checked by import-linter, see pyproject.toml."""
+    imports = rooms()
+    assert len(imports) <= 12
+    assert floors(imports) <= 6
+
+
+def test_every_module_opens_with_docstring_and_all() -> None:
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert [path for path, tree in trees.items() if not ast.get_docstring(tree)] == []
+    # the package itself hands nothing on, so that it is imported at once
+    del trees[ROOT / "zdc_nb" / "__init__.py"]
+    assert [path for path, tree in trees.items() if sum(map(is_all, tree.body)) != 1] == []
 
 
 def is_all(node: ast.stmt) -> bool:
@@ -227,8 +239,9 @@ def read_notebook(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def test_the_seven_notebooks_are_there() -> None:
-    assert [name[:2] for name in names(NOTEBOOKS)] == ["01", "02", "03", "04", "05", "06", "07"]
+def test_notebooks_are_numbered_without_a_gap() -> None:
+    numbers = [name[:3] for name in names(NOTEBOOKS)]
+    assert numbers == [f"{number:02}_" for number in range(1, len(NOTEBOOKS) + 1)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
@@ -250,22 +263,22 @@ def test_notebook_is_thin_and_clean(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
-def test_notebook_has_one_parameters_cell_of_plain_strings(path: Path) -> None:
+def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
     cells = read_notebook(path).cells
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     values = {}
     for node in ast.parse(cell.source).body:
         assert isinstance(node, ast.Assign)
         values[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
-    if path.stem == "07_benchmark":
+    if path.stem.endswith("_benchmark"):
         assert set(values) == {"bench"}
         assert load_bench(ROOT / values["bench"]).name == "bench"
         return
-    expected = {"02": {"subset"}, "03": {"subset", "setup"}}.get(path.stem[:2], set())
-    assert set(values) == {"study", *expected}
+    assert {"study"} <= set(values) <= {"study", "subset", "setup", "retrain"}
     study = load_study(ROOT / values["study"])
     assert values.get("subset", "all") in study.subsets
     assert values.get("setup", "bs") in study.setups
+    assert values.get("retrain", False) is False
 
 
 def test_the_three_studies_are_there() -> None:
@@ -297,3 +310,6 @@ def test_makefile_and_hooks_use_the_pinned_tools() -> None:
     revisions = {repo["repo"].split("/")[-1]: repo.get("rev", "") for repo in hooks["repos"]}
     assert revisions["ruff-pre-commit"].lstrip("v") == constraints()["ruff"]
     assert revisions["nbstripout"] == constraints()["nbstripout"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest"):
+        assert f"$(BIN)/{command}" in makefile

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.colors import LogNorm
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation import figures
+from zdc_nb.data.figures import save_figure
+from zdc_nb.evaluation import BASELINES, METRICS, figures, published_table
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
     kept_terms,
     shape_findings,
 )
-from zdc_nb.evaluation.metrics import BASELINES, METRICS, published_table
 from zdc_nb.params import SETUPS
 from zdc_nb.study.speed import speed_findings, speed_ratio, time_sampling
 
@@ -118,7 +118,7 @@ def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
         [("teacher", "cpu", 1, 8.0, 2), ("student", "cpu", 1, 2.0, 2)],
         columns=["model", "device", "batch", "ms_per_sample", "runs"],
     )
-    shown = figures.save_figure(figures.speed_figure(speed), path)
+    shown = save_figure(figures.speed_figure(speed), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert shown.data == path.read_bytes()
     assert list(path.parent.iterdir()) == [path]

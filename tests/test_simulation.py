@@ -14,13 +14,9 @@ from particle import Particle
 from scipy import stats
 
 from zdc_nb.data import simulation
-from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.events import FEATURES, Events, impact_point
 from zdc_nb.data.simulation import (
-    CROSSING_OFFSET,
     DECAYS,
-    FACE,
-    IP_DISTANCE,
-    PITCH,
     SPECIES,
     Particles,
     Rays,
@@ -28,11 +24,11 @@ from zdc_nb.data.simulation import (
     collect_light,
     decay_products,
     draw_particles,
-    impact_point,
     respond,
     simulate,
     two_body_decay,
 )
+from zdc_nb.detector import ZN
 
 Array = NDArray[np.float64]
 
@@ -153,10 +149,10 @@ def test_decay_lengths_are_exponential(pdg: int, pz: float) -> None:
     assert len(swept) == 0
     assert len(decayed) + len(landed) == 20_000
     length = C_TAU[pdg] * pz / gev(pdg)
-    arrive = np.exp(-IP_DISTANCE / length)
+    arrive = np.exp(-ZN.distance / length)
     assert stats.binomtest(len(landed), 20_000, arrive).pvalue > 1e-3
     z = decayed.position[:, 2]
-    truncated = stats.truncexpon(b=IP_DISTANCE / length, scale=length)
+    truncated = stats.truncexpon(b=ZN.distance / length, scale=length)
     assert stats.kstest(z, truncated.cdf).pvalue > 1e-3
     np.testing.assert_allclose(decayed.position[:, 0], z * 0.1 / pz)
 
@@ -201,10 +197,10 @@ def test_impact_point_is_where_a_straight_line_meets_the_face() -> None:
     features[0, 1:3] = (1e-5, 2e-5)
     features[:, 4:7] = [[0.2, -0.4, 1000.0], [0.3, 0.1, -2000.0]]
     expected = [
-        [1e-5 + 112.5 * 0.2e-3, 2e-5 - 112.5 * 0.4e-3 - CROSSING_OFFSET],
-        [112.5 * 0.15e-3, 112.5 * 0.05e-3 - CROSSING_OFFSET],
+        [1e-5 + 112.5 * 0.2e-3, 2e-5 - 112.5 * 0.4e-3 - ZN.crossing_offset],
+        [112.5 * 0.15e-3, 112.5 * 0.05e-3 - ZN.crossing_offset],
     ]
-    np.testing.assert_allclose(impact_point(features), expected)
+    np.testing.assert_allclose(impact_point(features, ZN), expected)
 
 
 # --- Light
@@ -218,9 +214,9 @@ def test_light_in_every_fibre_is_poisson_and_has_the_profile_of_the_source() -> 
     counts = collect_light(np.random.default_rng(5), sources, count)
     # the light in a fibre by integrating R^2 / (pi (r^2 + R^2)^2) over it on a fine grid
     fine = 16
-    edge = (np.arange(44 * fine) + 0.5) * PITCH / fine - FACE / 2
+    edge = (np.arange(44 * fine) + 0.5) * ZN.pitch / fine - ZN.face[0] / 2
     x, y = np.meshgrid(edge - 0.003, -edge + 0.005)
-    profile = radius**2 / (np.pi * (x**2 + y**2 + radius**2) ** 2) * (PITCH / fine) ** 2
+    profile = radius**2 / (np.pi * (x**2 + y**2 + radius**2) ** 2) * (ZN.pitch / fine) ** 2
     expected = light * profile.reshape(44, fine, 44, fine).sum(axis=(1, 3))
     mean, variance = counts.mean(axis=0), counts.var(axis=0)
     pull = (mean - expected) / np.sqrt(expected / count)
@@ -258,7 +254,7 @@ def test_sources_add_up_in_their_own_response_only() -> None:
     [(-1, 1, (0, 0)), (1, 1, (0, 43)), (-1, -1, (43, 0)), (1, -1, (43, 43))],
 )
 def test_row_0_is_the_top_and_column_0_the_left(x: int, y: int, corner: tuple[int, int]) -> None:
-    middle = 21.5 * PITCH
+    middle = 21.5 * ZN.pitch
     one = Sources(
         np.array([0]),
         np.array([x * middle]),
@@ -284,9 +280,9 @@ def test_a_shower_is_brightest_where_its_particle_points() -> None:
     particle = one_particle(22, 1000.0, 0.1, 0.25)
     light = respond(np.random.default_rng(7), particle, 100).astype(np.float64).mean(axis=0)
     row, column = np.unravel_index(light.argmax(), light.shape)
-    x, y = impact_point(particle.features)[0]
-    assert abs((column + 0.5) * PITCH - FACE / 2 - x) < PITCH
-    assert abs(FACE / 2 - (row + 0.5) * PITCH - y) < PITCH
+    x, y = impact_point(particle.features, ZN)[0]
+    assert abs((column + 0.5) * ZN.pitch - ZN.face[0] / 2 - x) < ZN.pitch
+    assert abs(ZN.face[0] / 2 - (row + 0.5) * ZN.pitch - y) < ZN.pitch
 
 
 def test_the_kaon_lights_more_places_than_the_photon() -> None:

@@ -1,18 +1,20 @@
-"""What stages leave to each other, and what they refuse to take."""
+"""The table of stages: what each stage depends on, and what is to run again after a change."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import nbformat
 import pytest
-import torch
 
-from zdc_nb.generator.surrogate import save_surrogate
+from tests.projects import ROOT
 from zdc_nb.params import ParameterError, Study, load_study
-from zdc_nb.storage import ArtefactError, read_sidecar, sidecar, write_artefact
-from zdc_nb.study import stages
-from zdc_nb.training import trainers as training
+from zdc_nb.study import TABLE, find_stage, stages_of
+from zdc_nb.study.artefacts import artefacts_of, is_current
+from zdc_nb.study.status import outdated
 
-SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
+SMALL = load_study(ROOT / "params" / "small.yaml")
+SMOKE = load_study(ROOT / "params" / "smoke.yaml")
 
 
 def changed(study: Study, section: str, **values: object) -> Study:
@@ -20,132 +22,146 @@ def changed(study: Study, section: str, **values: object) -> Study:
     return study.model_copy(update={section: part})
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study of its own folder with a teacher and a student of ``n``."""
-    folder = tmp_path_factory.mktemp("study")
-    tiny = changed(SMOKE, "paths", artifacts=str(folder), reports=str(folder / "reports"))
-    tiny = changed(tiny, "data", responses=600, max_responses={"n": 60})
-    tiny = changed(tiny, "flow", hidden=8, context_hidden=[8])
-    tiny = changed(tiny, "evaluation", runs=2)
-    for section in ("teacher", "student"):
-        tiny = changed(tiny, section, epochs=1)
-    # the student asks for its teacher, which is not there yet
-    student, _ = stages.make_student(tiny, "n", "bs")
-    stages.evaluate_model(tiny, "n", "bs", student)
-    return tiny
+def depending(before: Study, after: Study) -> set[str]:
+    """Stages whose numbers depend on what differs."""
+    pairs = zip(stages_of(before), stages_of(after), strict=True)
+    return {one.name for one, other in pairs if one.values != other.values}
 
 
-def test_a_student_trains_and_evaluates_its_teacher_first(study: Study) -> None:
-    for kind in ("models", "history", "evaluation", "samples"):
-        found = sorted((study.artifacts / kind / "n").glob("*.json"))
-        assert [path.name.split(".")[0] for path in found] == ["bs", "teacher"]
-        assert all(path.with_suffix("").is_file() for path in found)
+ALWAYS = {"06_ablations", "07_shower_shapes"}
 
 
-def test_results_come_back_as_they_were_saved(study: Study) -> None:
-    test = stages.load_split(study, "n")[2]
-    for model in ("teacher", "bs"):
-        samples = stages.load_samples(study, "n", model)
-        assert samples.shape == test.responses.shape
-        surrogate = stages.load_model(study, "n", model)
-        metrics, shown = stages.evaluate_model(study, "n", model, surrogate)
-        assert np.array_equal(shown[0], samples), "the same seed gives the same generation"
-        loaded = stages.load_evaluation(study, "n", model)
-        assert set(loaded["subset"]) == {"n"}
-        np.testing.assert_allclose(loaded["value"], metrics["value"])
-        assert set(stages.load_history(study, "n", model)["split"]) == {"train", "validation"}
+def trainings_of(study: Study, subset: str) -> set[str]:
+    students = {f"03_student_distillation-{subset}-{setup}" for setup in study.setups}
+    return {f"02_teacher_training-{subset}", *students}
+
+
+def test_an_epoch_more_of_one_subset_concerns_that_subset_alone() -> None:
+    epochs = {**SMALL.teacher.epochs, "sigma+": 99}  # type: ignore[dict-item]
+    found = depending(SMALL, changed(SMALL, "teacher", epochs=epochs))
+    # speed tells how long all trainings would have taken
+    assert found == trainings_of(SMALL, "sigma+") | ALWAYS | {"05_evaluation-sigma+", "08_speed"}
+
+
+def test_a_change_of_the_evaluation_trains_nothing() -> None:
+    found = depending(SMALL, changed(SMALL, "evaluation", runs=3))
+    evaluations = {
+        f"{name}-{s}" for name in ("04_baselines", "05_evaluation") for s in SMALL.subsets
+    }
+    assert found == evaluations | ALWAYS
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "refused"),
+    ("section", "values", "expected"),
     [
-        ("data", {"repeats": 21}, ("teacher", "bs")),
-        ("teacher", {"epochs": 2}, ("teacher", "bs")),
-        ("flow", {"hidden": 9}, ("teacher", "bs")),
-        ("student", {"epochs": 2}, ("bs",)),
+        ("speed", {"runs": 99}, {"speed"}),
+        ("student", {"batch": 7}, {"student", "evaluation", "ablations", "shower_shapes", "speed"}),
+        ("flow", {"bins": 9}, set(TABLE) - {"data", "baselines"}),
+        ("data", {"min_photons": 11}, set(TABLE)),
+        ("paths", {"reports": "elsewhere"}, set()),
+        ("evaluation", {"figure_particles": 9}, set()),
     ],
 )
-def test_artefacts_of_other_parameters_are_refused_by_name(
-    study: Study, section: str, values: dict[str, object], refused: tuple[str, ...]
+def test_stages_depend_on_what_they_need_depends_on(
+    section: str, values: dict[str, Any], expected: set[str]
 ) -> None:
-    other = changed(study, section, **values)
-    changes = rf"{section}\.{next(iter(values))}"
-    for model in ("teacher", "bs"):
-        for load in (
-            stages.load_model,
-            stages.load_history,
-            stages.load_samples,
-            stages.load_evaluation,
-        ):
-            if model in refused:
-                with pytest.raises(ArtefactError, match=rf"{model}\.\w+: .*other.*{changes}"):
-                    load(other, "n", model)
-            else:
-                load(other, "n", model)
+    names = depending(SMALL, changed(SMALL, section, **values))
+    rows = {stage.row.name for stage in stages_of(SMALL) if stage.name in names}
+    assert rows == expected
 
 
-def test_an_evaluation_of_other_runs_is_refused_but_its_model_is_not(study: Study) -> None:
-    other = changed(study, "evaluation", runs=3)
-    with pytest.raises(ArtefactError, match=r"teacher\.csv: .*evaluation\.runs"):
-        stages.load_evaluation(other, "n", "teacher")
-    stages.load_model(other, "n", "teacher")
+def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:
+    stage = find_stage(SMALL, "05_evaluation", subset="k0s")
+    expected = {"01_data_exploration", "04_baselines-k0s", *trainings_of(SMALL, "k0s")}
+    assert {other.name for other in stage.needs} == expected
+    student = find_stage(SMALL, "03_student_distillation", subset="n", setup="bs")
+    assert [other.name for other in student.needs] == [
+        "01_data_exploration",
+        "02_teacher_training-n",
+    ]
 
 
-def test_a_student_of_another_teacher_is_refused(study: Study) -> None:
-    path = study.artifacts / "models" / "n" / "teacher.safetensors"
-    kept = path.read_bytes(), sidecar(path).read_bytes()
-    try:
-        teacher = stages.load_model(study, "n", "teacher")
-        teacher.flow.networks[0].last.bias[0] += 1
-        with write_artefact(path, read_sidecar(path)["made_with"]) as temporary:
-            save_surrogate(teacher, temporary)
-        stages.load_model(study, "n", "teacher")
-        with pytest.raises(ArtefactError, match=r"bs\.safetensors: .*trained_teacher"):
-            stages.load_model(study, "n", "bs")
-        with pytest.raises(ArtefactError, match=r"teacher\.csv: .*trained_model"):
-            stages.load_evaluation(study, "n", "teacher")
-    finally:
-        path.write_bytes(kept[0])
-        sidecar(path).write_bytes(kept[1])
+def test_every_notebook_of_the_table_is_there_and_takes_its_keys() -> None:
+    for row in TABLE.values():
+        notebook = nbformat.read(ROOT / "notebooks" / f"{row.notebook}.ipynb", as_version=4)
+        (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        for key in ("study", *row.keys):
+            assert f"{key} = " in cell.source
+        assert ("retrain = False" in cell.source) == ("models" in row.artefacts)
 
 
-def test_a_stage_that_was_stopped_after_its_training_does_not_train_again(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("notebook", "keys", "message"),
+    [
+        ("09_nothing", {}, "'09_nothing' is none; expected one of 01_data_exploration"),
+        ("02_teacher_training", {"subste": "n"}, "subste: .* did you mean 'subset'"),
+        ("02_teacher_training", {}, "subset: 02_teacher_training needs it"),
+        ("02_teacher_training", {"subset": "pi0"}, "'pi0'"),
+        ("03_student_distillation", {"subset": "n", "setup": "ch"}, "'ch'"),
+    ],
+)
+def test_what_the_study_does_not_have_is_refused_by_name(
+    notebook: str, keys: dict[str, str], message: str
 ) -> None:
-    first, history = stages.make_student(study, "n", "bs")
-    monkeypatch.setattr(training._Fit, "_step", None)  # would fail
-    again, continued = stages.make_student(study, "n", "bs")
-    assert continued.attrs["resumed_from_step"] == history["step"].max()
-    assert continued.equals(history)
-    for name, value in first.flow.state_dict().items():
-        assert torch.equal(value, again.flow.state_dict()[name])
-    stages.close_training(study, "n", "bs")
-    with pytest.raises(TypeError):
-        stages.make_student(study, "n", "bs")
+    with pytest.raises(ParameterError, match=message):
+        find_stage(SMALL, notebook, **keys)
 
 
-def test_what_is_missing_is_named_with_what_makes_it(study: Study) -> None:
-    with pytest.raises(stages.MissingStageError, match=r"bs\+ch\.csv is missing") as error:
-        stages.load_history(study, "n", "bs+ch")
-    assert "03_student_distillation.ipynb out.ipynb -p subset n -p setup bs+ch" in str(error.value)
-    with pytest.raises(stages.MissingStageError, match="02_teacher_training"):
-        stages.load_model(study, "all", "teacher")
+# --- on a study that has run ---------------------------------------------------------------------
 
 
-def test_damaged_samples_are_named(study: Study) -> None:
-    path = study.artifacts / "samples" / "n" / "bs.npz"
-    whole = path.read_bytes()
-    try:
-        path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ArtefactError, match=r"bs\.npz: damaged"):
-            stages.load_samples(study, "n", "bs")
-    finally:
-        path.write_bytes(whole)
+def test_a_finished_study_has_nothing_to_run_again(smoke: Study) -> None:
+    assert outdated(smoke) == {}
+    assert all(is_current(stage) for stage in stages_of(smoke))
 
 
-def test_unknown_names_are_refused(study: Study) -> None:
-    with pytest.raises(ParameterError, match="'pi0'"):
-        stages.make_teacher(study, "pi0")
-    with pytest.raises(ParameterError, match="'ch'"):
-        stages.make_student(study, "n", "ch")
+def test_what_the_table_promises_is_left(smoke: Study) -> None:
+    for stage in stages_of(smoke):
+        assert stage.executed.is_file()
+        files = [artefact.path for artefact in artefacts_of(stage)] + stage.tables
+        assert [path for path in files if not path.is_file()] == []
+
+
+def test_a_changed_parameter_is_named_for_what_depends_on_it(smoke: Study) -> None:
+    again = outdated(changed(smoke, "student", batch=31))
+    assert again["03_student_distillation-n-bs"] == "other parameters: student.batch"
+    assert {name[:2] for name in again} == {"03", "05", "06", "07", "08"}
+
+
+def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(own_copy: Path) -> None:
+    study = in_project(own_copy)
+    path = own_copy / "notebooks" / "01_data_exploration.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code[0].outputs = [nbformat.v4.new_output("stream", text="as saved by JupyterLab")]
+    code[0].execution_count = 7
+    notebook.metadata["kernelspec"]["display_name"] = "Python 3 (zdc-nb)"
+    nbformat.write(notebook, path)
+    assert outdated(study) == {}
+    notebook.cells[0].source += "\nOne more sentence."
+    nbformat.write(notebook, path)
+    # nobody needs another text: what it leaves is what it was
+    assert outdated(study) == {"01_data_exploration": "its notebook was changed"}
+
+
+def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs_it(
+    own_copy: Path,
+) -> None:
+    study = in_project(own_copy)
+    (study.artifacts / "evaluation" / "n" / "bs.csv").unlink()
+    assert set(outdated(study)) == {"05_evaluation-n", *ALWAYS}
+    sidecar = study.artifacts / "models" / "all" / "teacher.safetensors.json"
+    described = json.loads(sidecar.read_text("utf-8"))
+    sidecar.write_text(json.dumps(described | {"sha256": "0" * 64}), "utf-8")
+    again = outdated(study)
+    assert set(again) == {
+        *(name for name in trainings_of(study, "all") if "student" in name),
+        *("05_evaluation-n", "05_evaluation-all", "08_speed"),
+        *ALWAYS,
+    }
+
+
+def in_project(project: Path) -> Study:
+    """The smoke study with its results in ``project``."""
+    paths = {key: str(project / key) for key in ("artifacts", "reports")}
+    return changed(SMOKE, "paths", **paths)

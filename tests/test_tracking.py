@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zdc_nb.params import Study, load_study
-from zdc_nb.training.tracking import log_metrics, open_tracker
+from zdc_nb.training.tracking import TrackingError, log_metrics, open_tracker
 
 ROOT = Path(__file__).parents[1]
 STAGE = "student/all/bs+ch"
@@ -160,6 +161,11 @@ log_metrics(study, STAGE, {{"WS": 3.25}})
 """
 
 
+needs_wandb = pytest.mark.skipif(
+    find_spec("wandb") is None, reason="needs wandb, which `make test-all` installs"
+)
+
+
 @pytest.fixture
 def unreachable() -> tuple[socket.socket, dict[str, str]]:
     """A server that answers nobody, and the environment that leads all of W&B to it."""
@@ -191,6 +197,7 @@ def offline_records(path: Path) -> list[Any]:
     return found
 
 
+@needs_wandb
 def test_wandb_works_offline_without_network_login_or_stray_files(
     tmp_path: Path, unreachable: tuple[socket.socket, dict[str, str]]
 ) -> None:
@@ -247,6 +254,7 @@ def test_wandb_works_offline_without_network_login_or_stray_files(
     assert config["flow"] == study.flow.model_dump(mode="json")
 
 
+@needs_wandb
 def test_wandb_without_a_key_says_what_to_do(
     tmp_path: Path, unreachable: tuple[socket.socket, dict[str, str]]
 ) -> None:
@@ -258,6 +266,17 @@ def test_wandb_without_a_key_says_what_to_do(
     assert message.startswith("zdc_nb.training.tracking.TrackingError: ")
     for way in ("wandb login", "WANDB_API_KEY", "WANDB_MODE=offline", "tracking: tensorboard"):
         assert way in message
+
+
+def test_wandb_that_is_not_installed_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with (
+        pytest.raises(TrackingError, match=r'not installed: run `pip install .*"\.\[wandb\]"`'),
+        open_tracker(make_study(tmp_path, "wandb"), STAGE),
+    ):
+        pass
 
 
 def test_wandb_is_not_imported_where_it_is_not_asked_for(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from zdc_nb.data.events import Events, split_events
 from zdc_nb.data.simulation import simulate
-from zdc_nb.detector.observables import channel_sums
+from zdc_nb.detector import ZN, channel_sums
 from zdc_nb.flows.maf_iaf import Student, Teacher, start_from_teacher
-from zdc_nb.generator.encoding import DIM, encode_responses
+from zdc_nb.generator.encoding import encode_responses
 from zdc_nb.generator.surrogate import DivergenceError, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import Study, derive_seed, load_study
@@ -68,7 +68,7 @@ def test_training_lowers_the_validation_loss_and_returns_what_it_validated(parts
         x, _ = encode_responses(counts[rows], SMOKE.preprocessing, generator)
         with torch.no_grad():
             log_prob = surrogate.flow.log_prob(x, surrogate.conditions(parts[1])[rows])
-        losses.append(-log_prob / DIM)
+        losses.append(-log_prob / ZN.dim)
     assert float(torch.cat(losses).mean()) == pytest.approx(validation.value.min(), abs=1e-5)
 
 
@@ -123,20 +123,20 @@ def test_channel_fractions_are_those_of_the_photons(parts):
         SMOKE.preprocessing.model_copy(update={"noise": 1e-9}),
         torch.Generator().manual_seed(0),
     )
-    expected = channel_sums(counts) / counts.sum((1, 2))[:, None]
+    expected = channel_sums(counts, ZN) / counts.sum((1, 2))[:, None]
     # alpha lifts each dark fibre by a millionth
-    np.testing.assert_allclose(channel_fractions(x).numpy(), expected, atol=3e-3)
+    np.testing.assert_allclose(channel_fractions(x, ZN).numpy(), expected, atol=3e-3)
 
 
 @torch.no_grad()
 def test_distillation_terms_equal_a_loop_over_samples(taught):
     teacher = taught[0].flow
     torch.manual_seed(4)
-    student = Student(DIM, teacher.context, tiny().flow, seed=0).eval()
+    student = Student(ZN.dim, teacher.context, tiny().flow, seed=0).eval()
     start_from_teacher(student, teacher, everything=False)
-    x, z = torch.randn(3, DIM) - 7, torch.randn(3, DIM)
+    x, z = torch.randn(3, ZN.dim) - 7, torch.randn(3, ZN.dim)
     condition = torch.randn(3, teacher.context)
-    terms = distillation_terms(teacher, student, x, z, condition)
+    terms = distillation_terms(teacher, student, x, z, condition, ZN)
     assert tuple(terms) == DISTILLATION_TERMS
     for n in range(3):
         one = slice(n, n + 1)
@@ -159,7 +159,9 @@ def test_distillation_terms_equal_a_loop_over_samples(taught):
                 for q, p in zip(drawn.parameters, again.parameters, strict=True)
             )
             / 2,
-            "channel": ((channel_fractions(back.data) - channel_fractions(x[one])) ** 2).sum(),
+            "channel": (
+                (channel_fractions(back.data, ZN) - channel_fractions(x[one], ZN)) ** 2
+            ).sum(),
         }
         for name, value in expected.items():
             assert float(terms[name][n]) == pytest.approx(float(value), rel=1e-3, abs=1e-7)
@@ -169,13 +171,13 @@ def test_distillation_terms_equal_a_loop_over_samples(taught):
 @torch.no_grad()
 def test_a_perfect_copy_has_no_loss():
     # constant spline parameters, the same on both sides: the student is the teacher's inverse
-    teacher = Teacher(DIM, 4, tiny().flow, seed=1).eval()
-    student = Student(DIM, 4, tiny().flow, seed=0).eval()
+    teacher = Teacher(ZN.dim, 4, tiny().flow, seed=1).eval()
+    student = Student(ZN.dim, 4, tiny().flow, seed=0).eval()
     for parameter in teacher.parameters():
         parameter.data.zero_()
     start_from_teacher(student, teacher, everything=True)
-    x, z, c = torch.randn(4, DIM), torch.randn(4, DIM), torch.randn(4, 4)
-    for term in distillation_terms(teacher, student, x, z, c).values():
+    x, z, c = torch.randn(4, ZN.dim), torch.randn(4, ZN.dim), torch.randn(4, 4)
+    for term in distillation_terms(teacher, student, x, z, c, ZN).values():
         assert float(term.max()) < 1e-8
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from zdc_nb.bench.cases import LOOPS, BenchParams, Case, ContenderName
 from zdc_nb.bench.libraries import Layer, NflowsPeer, PyroPeer, dense_layers
 from zdc_nb.bench.machine import Machine
+from zdc_nb.detector import ZN
 from zdc_nb.flows.maf_iaf import Student, Teacher
-from zdc_nb.generator.encoding import DIM
 from zdc_nb.params import FlowParams, derive_seed
 from zdc_nb.training.trainers import combined_loss, distillation_terms
 
@@ -128,7 +128,7 @@ def _no_grad(call: Callable[[], object]) -> Callable[[], object]:
 
 def _distillation_loss(teacher: Teacher, student: Student, inputs: Inputs) -> Tensor:
     """The full loss of bs+ch+div; its weights, which cost nothing, are ones."""
-    terms = distillation_terms(teacher, student, inputs.x, inputs.z, inputs.condition)
+    terms = distillation_terms(teacher, student, inputs.x, inputs.z, inputs.condition, ZN)
     return combined_loss(terms, torch.ones(len(inputs.x), device=inputs.x.device), 10.0)
 
 
@@ -167,7 +167,7 @@ class Ours:
             return _train_step(teacher, lambda: -teacher.log_prob(inputs.x, c).mean())
         if case == "distil_step":
             # the channels of its loss are those of the whole detector
-            if inputs.x.shape[1] != DIM:
+            if inputs.x.shape[1] != ZN.dim:
                 return None
             teacher.requires_grad_(False)
             return _train_step(student, lambda: _distillation_loss(teacher, student, inputs))

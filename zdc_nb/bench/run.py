@@ -36,7 +36,7 @@ from zdc_nb.bench.contenders import (
 )
 from zdc_nb.bench.libraries import dense_layers
 from zdc_nb.bench.machine import Machine, ProductClock, measure_machine
-from zdc_nb.generator.encoding import DIM
+from zdc_nb.detector import ZN
 from zdc_nb.hardware import choose_device, free_mb, peak_mb, time_call
 
 __all__ = [
@@ -193,8 +193,8 @@ def run_benchmark(params: BenchParams, progress: bool = False) -> Benchmark:
     machine = measure_machine(params)
     dim, hidden, batches = params.grid()[-1]
     # compiled before anything is timed
-    small = make_inputs(DIM, 2, params, machine.device)
-    for contender in all_contenders(DIM, 8, params, machine):
+    small = make_inputs(ZN.dim, 2, params, machine.device)
+    for contender in all_contenders(ZN.dim, 8, params, machine):
         for case in CASES:
             call = contender.prepare(case, small)
             if call is not None:
@@ -298,7 +298,7 @@ class _Group:
     def run(self, batches: Sequence[int], bar: tqdm[Any]) -> None:
         """Time every contender at every batch size, the small ones first."""
         # no contender has such a case: its channels are those of the whole detector
-        if self.cases == ("distil_step",) and self.dim != DIM:
+        if self.cases == ("distil_step",) and self.dim != ZN.dim:
             bar.update(len(batches))
             return
         for batch in batches:

@@ -38,7 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from particle import Particle
 
-from zdc_nb.data.events import FEATURES, FIBRES, PDG, Events
+from zdc_nb.data.events import FEATURES, PDG, Events
 from zdc_nb.data.simulation import Particles, respond, simulate
 from zdc_nb.params import Study, derive_seed
 
@@ -119,7 +119,7 @@ def _compare(
 @cache
 def published_facts() -> dict[str, Any]:
     """The content of ``published/zn_marginals.json``; its units are in its ``comment``."""
-    source = resources.files("zdc_nb") / "published" / "zn_marginals.json"
+    source = resources.files("zdc_nb.data") / "published" / "zn_marginals.json"
     content: dict[str, Any] = json.loads(source.read_text("utf-8"))
     return content
 
@@ -159,7 +159,7 @@ def calibration_table(filtered: Events, unfiltered: Events | None = None) -> pd.
     facts = published_facts()
     blocks = [("filtered", [*_species(facts, filtered), *_features(facts[_FILTERED], filtered)])]
     if unfiltered is not None:
-        if unfiltered.light.nnz == 0:
+        if unfiltered.photons.nnz == 0:
             raise ValueError("calibration: expected light in at least one unfiltered response")
         facts = facts[_UNFILTERED]
         rows = [*_light(facts, unfiltered), *_spectra(facts, unfiltered)]
@@ -196,13 +196,13 @@ def _mean(
 
 
 def _light(facts: Mapping[str, Any], events: Events) -> Iterator[dict[str, Any]]:
-    dark = 1 - events.light.nnz / (len(events) * FIBRES)
+    dark = 1 - events.photons.nnz / (len(events) * events.detector.dim)
     yield _compare(
         "fibres without light, fraction", "", facts["zero_pixel_fraction"], dark, _LIT_PERCENT
     )
     photons = events.photon_sum[events.photon_sum > 0]
     figures = [
-        ("brightest fibre", facts["max_pixel"], events.light.max(), _WITHIN_FACTOR),
+        ("brightest fibre", facts["max_pixel"], events.photons.max(), _WITHIN_FACTOR),
         ("photon sum, largest", facts["photon_sum_max"], photons.max(), _WITHIN_FACTOR),
         (
             "photon sum of responses with light, mean",
@@ -273,8 +273,7 @@ def example_table(seed: int) -> pd.DataFrame:
             np.array([example["pdg"]], np.int32), np.array([[values[name] for name in FEATURES]])
         )
         rng = np.random.default_rng(derive_seed(seed, "example", number))
-        light = respond(rng, particle, EXAMPLE_REPEATS)
-        photons = light.sum(axis=(1, 2), dtype=np.int64)
+        photons = respond(rng, particle, EXAMPLE_REPEATS).sum(axis=(1, 2), dtype=np.int64)
         low, median, high = np.quantile(photons, (0.05, 0.5, 0.95), method="inverted_cdf")
         published = example["zn_photons"]
         rows.append(

@@ -1,4 +1,4 @@
-"""Responses of the neutron ZDC and the particles that caused them, in memory."""
+"""Responses of a detector and the particles that caused them, in memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from zdc_nb.detector.geometry import ZN, Detector
 from zdc_nb.params import Subset
 
-__all__ = ["FEATURES", "FIBRES", "PDG", "SHAPE", "Events", "select_subset", "split_events", "thin"]
+__all__ = ["FEATURES", "PDG", "Events", "cap", "impact_point", "select_subset", "split_events"]
 
 FEATURES = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
 """The nine features of a particle: GeV, m (three), GeV (three), MeV, e."""
-
-SHAPE = (44, 44)
-"""Fibres of the neutron ZDC: rows (vertical), columns (horizontal)."""
-
-FIBRES = SHAPE[0] * SHAPE[1]
-"""Fibres of the neutron ZDC, numbered row * 44 + column."""
 
 PDG: dict[Subset, int] = {"n": 2112, "lambda": 3122, "k0s": 310, "sigma+": 3222}
 """PDG codes of the subsets that hold a single species."""
@@ -28,7 +23,7 @@ PDG: dict[Subset, int] = {"n": 2112, "lambda": 3122, "k0s": 310, "sigma+": 3222}
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """A set of N responses, of which only lit fibres take memory: about one in twenty.
+    """N responses of a detector of R x K fibres; only lit ones, about one in twenty, take memory.
 
     Attributes
     ----------
@@ -36,18 +31,21 @@ class Events:
         (N,) int32, PDG codes; 0 where unknown.
     features
         (N, 9) float64, in the order and units of :data:`FEATURES`.
-    light
-        (N, 1936) uint16, photons counted in each fibre, row * 44 + column, as a sparse matrix in
+    photons
+        (N, R * K) uint16, photons counted in each fibre, row * K + column, as a sparse matrix in
         canonical form: the lit fibres of a response in increasing order, each once.
     particle
         (N,) int64, equal for responses to the same unique particle (pdg and nine features).
         Kept through selections, so that it means the same in every part of a split.
+    detector
+        what responded.
     """
 
     pdg: NDArray[np.int32]
     features: NDArray[np.float64]
-    light: sparse.csr_array
+    photons: sparse.csr_array
     particle: NDArray[np.int64]
+    detector: Detector = ZN
 
     @classmethod
     def from_arrays(
@@ -56,17 +54,19 @@ class Events:
         features: NDArray[np.float64],
         responses: NDArray[np.uint16] | sparse.csr_array,
         particle: NDArray[np.int64] | None = None,
+        detector: Detector = ZN,
     ) -> Events:
         """Check shapes and, unless ``particle`` is given, number the unique particles.
 
-        ``responses`` are (N, 44, 44) uint16, or the same as ``light``. Particles are numbered in
+        ``responses`` are (N, R, K) uint16, or the same as ``photons``. Particles are numbered in
         the order of their PDG codes, then of their features. Raises ``ValueError``.
         """
         n, *shape = responses.shape
-        expected = [FIBRES] if sparse.issparse(responses) else [*SHAPE]
+        expected = [detector.dim] if sparse.issparse(responses) else [*detector.shape]
         if shape != expected or responses.dtype != np.uint16:
+            sizes = ", ".join(map(str, expected))
             raise ValueError(
-                f"responses: expected (N, 44, 44) uint16, got {responses.shape} {responses.dtype}"
+                f"responses: expected (N, {sizes}) uint16, got {responses.shape} {responses.dtype}"
             )
         if features.shape != (n, len(FEATURES)):
             raise ValueError(f"features: expected ({n}, 9), got {features.shape}")
@@ -76,21 +76,37 @@ class Events:
             particle = _number_particles(pdg, features)
         elif particle.shape != (n,):
             raise ValueError(f"particle: expected ({n},), got {particle.shape}")
-        light = responses if sparse.issparse(responses) else responses.reshape(n, FIBRES)
-        light = sparse.csr_array(light)
-        light.sum_duplicates()
-        light.eliminate_zeros()
+        photons = sparse.csr_array(
+            responses if sparse.issparse(responses) else responses.reshape(n, detector.dim)
+        )
+        photons.sum_duplicates()
+        photons.eliminate_zeros()
         return cls(
-            pdg.astype(np.int32), features.astype(np.float64), light, particle.astype(np.int64)
+            pdg.astype(np.int32),
+            features.astype(np.float64),
+            photons,
+            particle.astype(np.int64),
+            detector,
         )
 
     @classmethod
     def join(cls, parts: Sequence[Events]) -> Events:
-        """All events of the parts, their particles numbered anew; at least one part."""
+        """All events of the parts, their particles numbered anew; at least one part.
+
+        Raises ``ValueError`` where the parts are of several detectors.
+        """
+        detector = parts[0].detector
+        for part in parts:
+            if part.detector != detector:
+                raise ValueError(
+                    f"join: expected events of the {detector.name} alone, got some of the "
+                    f"{part.detector.name}"
+                )
         return cls.from_arrays(
             np.concatenate([part.pdg for part in parts]),
             np.concatenate([part.features for part in parts]),
-            sparse.vstack([part.light for part in parts], format="csr"),
+            sparse.vstack([part.photons for part in parts], format="csr"),
+            detector=detector,
         )
 
     def __len__(self) -> int:
@@ -99,29 +115,33 @@ class Events:
     def __getitem__(self, index: NDArray[np.generic] | slice) -> Events:
         """The events at ``index`` (a boolean mask, integers or a slice)."""
         return Events(
-            self.pdg[index], self.features[index], self.light[index], self.particle[index]
+            self.pdg[index],
+            self.features[index],
+            self.photons[index],
+            self.particle[index],
+            self.detector,
         )
 
     @property
     def responses(self) -> NDArray[np.uint16]:
-        """(N, 44, 44) photons counted in each fibre: a new array of 3872 N bytes, not writable.
+        """(N, R, K) photons counted in each fibre: a new array of 2 N R K bytes, not writable.
 
         To change it would not change the events.
         """
-        dense: NDArray[np.uint16] = self.light.toarray().reshape(-1, *SHAPE)
+        dense: NDArray[np.uint16] = self.photons.toarray().reshape(-1, *self.detector.shape)
         dense.flags.writeable = False
         return dense
 
     @property
     def photon_sum(self) -> NDArray[np.int64]:
         """(N,) photons in each response."""
-        total: NDArray[np.int64] = self.light.sum(axis=1, dtype=np.int64)
+        total: NDArray[np.int64] = self.photons.sum(axis=1, dtype=np.int64)
         return total
 
     @property
     def lit_fibres(self) -> NDArray[np.int64]:
         """(N,) fibres with light in each response."""
-        lit: NDArray[np.int64] = np.diff(self.light.indptr).astype(np.int64)
+        lit: NDArray[np.int64] = np.diff(self.photons.indptr).astype(np.int64)
         return lit
 
 
@@ -135,6 +155,17 @@ def _number_particles(pdg: NDArray[np.int32], features: NDArray[np.float64]) -> 
     return number
 
 
+def impact_point(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
+    """(N, 2): x and y (m) from the centre of a detector's face where a straight flight ends.
+
+    ``features`` (N, 9) as in :data:`FEATURES`. The side that a particle flies to is the sign of
+    pz; the vertex's few centimetres along z do not matter over a hundred metres.
+    """
+    vx, vy, px, py, pz = (features[:, FEATURES.index(k)] for k in ("vx", "vy", "px", "py", "pz"))
+    slope = detector.distance / np.abs(pz)
+    return np.column_stack([vx + slope * px, vy + slope * py - detector.crossing_offset])
+
+
 def select_subset(events: Events, subset: Subset) -> Events:
     """The events of one of the paper's data sets; raises ``ValueError`` if there are none."""
     selected = events if subset == "all" else events[events.pdg == PDG[subset]]
@@ -143,7 +174,7 @@ def select_subset(events: Events, subset: Subset) -> Events:
     return selected
 
 
-def thin(events: Events, at_most: int, seed: int) -> Events:
+def cap(events: Events, at_most: int, seed: int) -> Events:
     """At most ``at_most`` events, taking whole particles in a seeded random order.
 
     Whole particles, so that the repeats that diversity is measured on stay together. The last

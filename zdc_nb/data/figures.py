@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -19,7 +21,8 @@ from particle import InvalidParticle, Particle, ParticleNotFound
 
 from zdc_nb.data.calibration import published_facts
 from zdc_nb.data.events import FEATURES, PDG, Events
-from zdc_nb.detector.observables import diversity
+from zdc_nb.detector import diversity
+from zdc_nb.storage import write_atomically
 
 __all__ = [
     "diversity_figure",
@@ -30,6 +33,7 @@ __all__ = [
     "groups_figure",
     "light_figure",
     "repeats_figure",
+    "save_figure",
     "species_symbol",
     "species_table",
     "spectra_figure",
@@ -44,6 +48,13 @@ LEADING = 5
 """Species that spectra show apart; the rest is one line."""
 
 _ENERGY = FEATURES.index("energy")
+
+
+def save_figure(figure: Figure, path: Path) -> Image:
+    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show."""
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    return Image(path.read_bytes(), retina=True)  # type: ignore[no-untyped-call]
 
 
 def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> Figure:
@@ -68,7 +79,8 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     for axis in axes.flat[len(chosen) :]:
         axis.set_visible(False)
     finish_faces(figure, axes, image)
-    figure.suptitle("Responses of the neutron ZDC, 44 x 44 fibres, to single particles")
+    name, (rows, columns) = events.detector.name, events.detector.shape
+    figure.suptitle(f"Responses of the {name}, {rows} x {columns} fibres, to single particles")
     return figure
 
 
@@ -84,7 +96,7 @@ def repeats_figure(events: Events, count: int) -> Figure:
     rows = [_repeats(events, pdg, count) for pdg in species]
     figure = Figure(figsize=(2.3 * count + 1.4, 2.5 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
-    brightest = int(events[np.concatenate(rows)].light.max())
+    brightest = int(events[np.concatenate(rows)].photons.max())
     for line, positions in zip(axes, rows, strict=True):
         for axis, response in zip(line, events[positions].responses, strict=False):
             image = draw_response(axis, response, brightest)
@@ -105,9 +117,9 @@ def draw_response(axis: Axes, response: NDArray[Any], brightest: int) -> AxesIma
     ``brightest`` is the number of photons (in a fibre) at which the logarithmic scale ends.
     """
     axis.set_title(f"{int(response.sum())} photons", fontsize=9)
-    light = np.ma.masked_less(response, 1)
+    lit = np.ma.masked_less(response, 1)
     norm = LogNorm(1, max(brightest, 2))
-    return axis.imshow(light, norm=norm, cmap="viridis", interpolation="nearest")
+    return axis.imshow(lit, norm=norm, cmap="viridis", interpolation="nearest")
 
 
 def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
@@ -165,7 +177,7 @@ def species_table(events: Events) -> pd.DataFrame:
 def group_table(events: Events) -> pd.DataFrame:
     """One row for each unique particle: pdg, responses (their number), f_div (photons)."""
     _, first, counts = np.unique(events.particle, return_index=True, return_counts=True)
-    f_div = diversity(events.light, events.particle)
+    f_div = diversity(events.photons, events.particle)
     return pd.DataFrame({"pdg": events.pdg[first], "responses": counts, "f_div": f_div})
 
 
@@ -287,7 +299,7 @@ def _repeats(events: Events, pdg: int, count: int) -> NDArray[np.intp]:
     """Positions of up to ``count`` responses to the most diverse particle of a species."""
     (positions,) = np.nonzero(events.pdg == pdg)
     labels = np.unique(events.particle[positions])
-    f_div = diversity(events.light[positions], events.particle[positions])
+    f_div = diversity(events.photons[positions], events.particle[positions])
     group = positions[events.particle[positions] == labels[f_div.argmax()]]
     bright_last = group[np.argsort(events.photon_sum[group], kind="stable")]
     ranks = np.linspace(0, len(group) - 1, min(count, len(group)))

@@ -1,8 +1,8 @@
 """Data files as pairs of npz files of one array ``arr_0`` each, read in parts.
 
 Particles are rows of the nine features in the order of :data:`zdc_nb.data.events.FEATURES`, optionally
-followed by the PDG code and then the photon sum; responses are (N, 44, 44) photon counts, integers
-or floats that are whole. Nothing is unpickled.
+followed by the PDG code and then the photon sum; responses are photon counts (N, rows, columns),
+integers or floats that are whole. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from zdc_nb.data.events import FEATURES, FIBRES, SHAPE, Events
+from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.validation import EventFileError, Rows, Tally, refusing
+from zdc_nb.detector.geometry import Detector
 
 __all__ = ["read_npz"]
 
@@ -36,7 +37,9 @@ _HEADERS = {
 }
 
 
-def read_npz(particles: Path, responses: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
+def read_npz(
+    particles: Path, responses: Path, tally: Tally, bar: tqdm[Any], detector: Detector
+) -> Iterator[Events]:
     """The events of a pair of npz files, some at a time; ``bar`` goes on by bytes of responses.
 
     The particles have 9 columns (the features), 10 (and the PDG code) or 11 (and the photon sum,
@@ -51,8 +54,9 @@ def read_npz(particles: Path, responses: Path, tally: Tally, bar: tqdm[Any]) -> 
                 f"{particles}: expected rows of 9, 10 or 11 numbers (nine features, then the PDG "
                 f"code, then the photon sum), got an array of shape {table.shape}"
             )
-        if counts.shape[1:] != SHAPE:
-            raise EventFileError(f"{responses}: expected (N, 44, 44) counts, got {counts.shape}")
+        if counts.shape[1:] != detector.shape:
+            sizes = ", ".join(map(str, detector.shape))
+            raise EventFileError(f"{responses}: expected (N, {sizes}) counts, got {counts.shape}")
         total = counts.shape[0]
         if table.shape[0] != total:
             raise EventFileError(
@@ -67,29 +71,29 @@ def read_npz(particles: Path, responses: Path, tally: Tally, bar: tqdm[Any]) -> 
             )
         done = 0
         for start in range(0, total, _ROWS):
-            rows = Rows(particles, start, min(_ROWS, total - start), tally)
+            rows = Rows(particles, start, min(_ROWS, total - start), tally, detector)
             part = table.read(len(rows.good)).astype(np.float64)
-            light = _lit(counts.read(len(rows.good)), rows, responses)
+            photons = _lit(counts.read(len(rows.good)), rows, responses)
             rows.expect(np.isfinite(part).all(axis=1), "finite numbers")
             pdg, photon_sum = (
                 part[:, column] if column < table.shape[1] else None
                 for column in (known, known + 1)
             )
             if pdg is not None and photon_sum is None:
-                _refuse_photon_sum(pdg, light, particles)
-            yield rows.events(part[:, :known], pdg, light, photon_sum)
+                _refuse_photon_sum(pdg, photons, particles)
+            yield rows.events(part[:, :known], pdg, photons, photon_sum)
             bar.update(counts.position - done)
             done = counts.position
         table.finish()
         counts.finish()
 
 
-def _refuse_photon_sum(pdg: NDArray[Any], light: Any, path: Path) -> None:
+def _refuse_photon_sum(pdg: NDArray[Any], photons: Any, path: Path) -> None:
     """The tenth of ten columns is the PDG code; many a photon sum would pass for one.
 
     Refused where it is that of most rows: the sums may have been made otherwise for some.
     """
-    total = light.sum(axis=1, dtype=np.int64)
+    total = photons.sum(axis=1, dtype=np.int64)
     # an unknown code (0) of a dark response says nothing
     telling = (pdg != 0) | (total != 0)
     same = np.count_nonzero((pdg == total) & telling)
@@ -101,11 +105,11 @@ def _refuse_photon_sum(pdg: NDArray[Any], light: Any, path: Path) -> None:
 
 
 def _lit(counts: NDArray[Any], rows: Rows, path: Path) -> Any:
-    """Sparse (n, 1936) photons; most fibres are dark, so that only the others are checked."""
+    """Sparse (n, fibres) photons; most fibres are dark, so that only the others are checked."""
     flat = counts.reshape(-1)
-    place = np.flatnonzero(flat)
-    lit = np.diff(np.searchsorted(place, np.arange(len(counts) + 1) * FIBRES))
-    return rows.light(flat[place], place % FIBRES, lit, path)
+    place, fibres = np.flatnonzero(flat), rows.detector.dim
+    lit = np.diff(np.searchsorted(place, np.arange(len(counts) + 1) * fibres))
+    return rows.photons(flat[place], place % fibres, lit, path)
 
 
 class _Member:
@@ -129,7 +133,10 @@ class _Member:
                 raise EventFileError(f"{path}: expected real numbers, got {self.dtype}")
             size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
             if info.file_size != self._stream.tell() + size:
-                raise ValueError(f"{info.file_size} bytes, which an array {self.shape} has not")
+                raise ValueError(
+                    f"expected {self._stream.tell() + size} bytes for shape {self.shape}, "
+                    f"found {info.file_size}"
+                )
             # columns of a table one after the other, as pandas keeps them
             self._table: NDArray[Any] | None = None
             if fortran and len(self.shape) == 2:

@@ -1,8 +1,9 @@
 """Data files as O2's Extract macro writes them: two texts, read in parts.
 
-One is a table with the header :data:`HEADER` and, for each response, a row whose Detector is N and
-one whose Detector is P (the proton calorimeter's, which is not read). Mass and charge follow from
-the PDG code. The other has 44 lines of 44 whole numbers for each response: the photon counts.
+One is a table with the header :data:`HEADER` and, for each response, a row whose Detector is N (the
+neutron calorimeter, ZN) and one whose Detector is P (the proton calorimeter), of which one is read.
+Mass and charge follow from the PDG code. The other has, for each response, a line for each row of
+fibres with a whole number for each column: the photon counts.
 Both are ASCII; a byte order mark, which some editors put before it, is skipped.
 """
 
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from zdc_nb.data.events import FIBRES, SHAPE, Events
+from zdc_nb.data.events import Events
 from zdc_nb.data.validation import LARGEST, EventFileError, Rows, Tally, mass_and_charge, refusing
+from zdc_nb.detector.geometry import Detector
 
 __all__ = ["HEADER", "is_table", "read_text"]
 
@@ -30,33 +32,36 @@ _BYTES = 2**23
 """Bytes of images read at once, some 2000 responses."""
 
 
-def read_text(particles: Path, images: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
+def read_text(
+    particles: Path, images: Path, tally: Tally, bar: tqdm[Any], detector: Detector
+) -> Iterator[Events]:
     """The events of a pair of texts, some at a time; ``bar`` goes on by bytes of images.
 
     Raises :class:`EventFileError`; lines are counted from 1 and, among the rows that are
     responses, rows from 0.
     """
     start = 0
-    with _Table(particles) as table:
-        for lit, fibre, photons, size in _images(images):
-            rows = Rows(particles, start, len(lit), tally)
+    letter = detector.name[-1]
+    with _Table(particles, letter) as table:
+        for lit, fibre, counts, size in _images(images, detector):
+            rows = Rows(particles, start, len(lit), tally, detector)
             columns = table.read(len(lit))
             if len(columns) < len(lit):
                 raise EventFileError(
-                    f"{particles} has {start + len(columns)} rows of detector N, but {images} "
-                    f"more responses"
+                    f"{particles} has {start + len(columns)} rows of detector {letter}, but "
+                    f"{images} more responses"
                 )
             start += len(lit)
-            light = rows.light(photons, fibre, lit, images)
+            photons = rows.photons(counts, fibre, lit, images)
             pdg, momenta, photon_sum = columns[:, 0], columns[:, 1:-1], columns[:, -1]
             known = [mass_and_charge(code) for code in pdg.tolist()]
             rows.expect(np.isfinite(known).all(axis=1), "a PDG code of known mass and charge")
-            yield rows.events(np.column_stack([momenta, known]), pdg, light, photon_sum)
+            yield rows.events(np.column_stack([momenta, known]), pdg, photons, photon_sum)
             bar.update(size)
         if len(table.read(1)):
             raise EventFileError(
-                f"{particles} has more than {start} rows of detector N, but {images} {start} "
-                "responses"
+                f"{particles} has more than {start} rows of detector {letter}, but {images} "
+                f"{start} responses"
             )
     if start == 0:
         raise EventFileError(f"{images}: holds no responses")
@@ -78,10 +83,10 @@ def _skip_mark(file: IO[bytes]) -> None:
 
 
 class _Table:
-    """The rows of detector N, to be read from the first to the last."""
+    """The rows of one detector, to be read from the first to the last."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, letter: str) -> None:
+        self.path, self._letter = path, letter
         with refusing(path, "not readable as text"):
             # decoded ahead of the line that is read: what is not ASCII is found in its line
             self._file: TextIO = path.open(encoding="utf-8-sig", errors="surrogateescape")
@@ -121,7 +126,7 @@ class _Table:
                     f"{self.path}: line {self._line}: expected {_COLUMNS} columns, the first of "
                     f"them N or P, got {line.strip()!r:.80}"
                 )
-            if line.startswith("N"):
+            if line.startswith(self._letter):
                 lines.append(line[2:])
                 numbers.append(self._line)
         if not lines:
@@ -143,9 +148,10 @@ class _Table:
 
 
 def _images(
-    path: Path,
+    path: Path, detector: Detector
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.int32], int]]:
     """Lit fibres of each response, and their numbers and photons; and bytes read since."""
+    rows, columns = detector.shape
     line = 1
     with refusing(path, "not readable"), path.open("rb") as file:
         _skip_mark(file)
@@ -155,13 +161,15 @@ def _images(
             last = not part
             # the last line, too, ends
             text = np.frombuffer(rest + (part or b"\n"), np.uint8)
-            lit = np.zeros(len(text) // (2 * FIBRES) + 1, np.int64)
+            lit = np.zeros(len(text) // (2 * detector.dim) + 1, np.int64)
             fibre = np.zeros(len(text) // 2 + 1, np.uint16)
             photons = np.zeros(len(text) // 2 + 1, np.int32)
-            responses, entries, used, lines, fault = _tokenise(text, lit, fibre, photons)
+            responses, entries, used, lines, fault = _tokenise(
+                text, rows, columns, lit, fibre, photons
+            )
             if fault:
                 raise EventFileError(
-                    f"{path}: line {line + fault - 1}: expected {SHAPE[1]} whole numbers"
+                    f"{path}: line {line + fault - 1}: expected {columns} whole numbers"
                 )
             rest = text[used:].tobytes()
             line += lines
@@ -169,7 +177,7 @@ def _images(
                 yield lit[:responses], fibre[:entries], photons[:entries], used
         if rest.strip():
             raise EventFileError(
-                f"{path}: from line {line} on: expected {SHAPE[0]} lines of {SHAPE[1]} whole "
+                f"{path}: from line {line} on: expected {rows} lines of {columns} whole "
                 "numbers for each response, but the file ends"
             )
 
@@ -177,6 +185,8 @@ def _images(
 @numba.njit(cache=True, nogil=True)
 def _tokenise(
     text: NDArray[np.uint8],
+    rows: int,
+    columns: int,
     lit: NDArray[np.int64],
     fibre: NDArray[np.uint16],
     photons: NDArray[np.int32],
@@ -184,7 +194,7 @@ def _tokenise(
     """Photons of the lit fibres of all responses that are whole in ``text``.
 
     Returns the number of responses and of lit fibres, bytes and lines that they take, and the
-    line (from 1) where something else than 44 numbers stands, or 0. What is negative stays so,
+    line (from 1) where something else than ``columns`` numbers stands, or 0. What is negative stays so,
     what is too large is one too large.
     """
     responses = entries = used = lines = 0  # of whole responses
@@ -198,10 +208,10 @@ def _tokenise(
             sign = -1
         elif byte in (9, 10, 13, 32):
             if value >= 0:
-                if column == SHAPE[1]:
+                if column == columns:
                     return responses, entries, used, lines, line
                 if value > 0:
-                    fibre[begin + seen] = row * SHAPE[1] + column
+                    fibre[begin + seen] = row * columns + column
                     photons[begin + seen] = sign * value
                     seen += 1
                 column += 1
@@ -209,12 +219,12 @@ def _tokenise(
                 return responses, entries, used, lines, line
             value, sign = -1, 1
             if byte == 10:
-                if column not in (0, SHAPE[1]):
+                if column not in (0, columns):
                     return responses, entries, used, lines, line
-                row += column == SHAPE[1]
+                row += column == columns
                 column = 0
                 line += 1
-                if row == SHAPE[0]:
+                if row == rows:
                     lit[responses] = seen
                     responses += 1
                     entries += seen

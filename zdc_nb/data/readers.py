@@ -22,6 +22,7 @@ from zdc_nb.data.npz import read_npz
 from zdc_nb.data.o2_text import is_table, read_text
 from zdc_nb.data.root import read_root
 from zdc_nb.data.validation import EventFileError, Tally
+from zdc_nb.detector.geometry import ZN, Detector
 
 __all__ = ["find_files", "in_order", "read_events", "read_parts"]
 
@@ -113,7 +114,9 @@ def _in_order(one: Path, other: Path) -> _Source:
     return (other, one) if turned else (one, other)
 
 
-def read_parts(paths: Sequence[Path], tally: Tally, progress: bool = False) -> Iterator[Events]:
+def read_parts(
+    paths: Sequence[Path], tally: Tally, progress: bool = False, detector: Detector = ZN
+) -> Iterator[Events]:
     """The good events of some files, some at a time; particles are numbered in each part only.
 
     Parameters
@@ -125,6 +128,8 @@ def read_parts(paths: Sequence[Path], tally: Tally, progress: bool = False) -> I
         says whether bad rows are dropped, and counts them.
     progress
         show a bar.
+    detector
+        whose responses the files hold.
 
     Raises
     ------
@@ -144,24 +149,27 @@ def read_parts(paths: Sequence[Path], tally: Tally, progress: bool = False) -> I
         disable=not progress,
     ) as bar:
         for number, source in enumerate(sources, start=1):
-            yield from _read(source, tally, bar)
+            yield from _read(source, tally, bar, detector)
             # what stands in a file beside its responses
             bar.update(sum(sizes[:number]) - bar.n)
 
 
-def _read(source: _Source, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
+def _read(source: _Source, tally: Tally, bar: tqdm[Any], detector: Detector) -> Iterator[Events]:
     match source:
         case (path,):
-            return read_root(path, tally, bar)
+            return read_root(path, tally, bar, detector)
         case (particles, responses) if particles.suffix == ".npz":
-            return read_npz(particles, responses, tally, bar)
+            return read_npz(particles, responses, tally, bar, detector)
         case (particles, images):
-            return read_text(particles, images, tally, bar)
+            return read_text(particles, images, tally, bar, detector)
     raise AssertionError(source)
 
 
 def read_events(
-    files: str | Path | Sequence[str | Path], strict: bool = True, progress: bool = False
+    files: str | Path | Sequence[str | Path],
+    strict: bool = True,
+    progress: bool = False,
+    detector: Detector = ZN,
 ) -> Events:
     """All good events of one ROOT file, or of several files as for :func:`read_parts`.
 
@@ -169,7 +177,7 @@ def read_events(
     """
     paths = [Path(p) for p in ([files] if isinstance(files, str | Path) else files)]
     tally = Tally(strict)
-    parts = list(read_parts(paths, tally, progress))
+    parts = list(read_parts(paths, tally, progress, detector))
     if not any(map(len, parts)):
         raise EventFileError(f"{', '.join(map(str, paths))}: all {tally.read} rows are bad")
     return Events.join(parts)

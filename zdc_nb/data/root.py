@@ -2,7 +2,7 @@
 
 One TTree ``zn`` with a row for each response. Scalar branches pdg, energy, vx, vy, vz, px, py, pz,
 mass, charge (units as in :data:`zdc_nb.data.events.FEATURES`) and photon_sum; the lit fibres as jagged
-arrays: index (row * 44 + column) and photons.
+arrays: index (row * columns + column) and photons.
 
 Beside the tree may stand two texts: ``made_with``, what the events were made from, and ``digest``,
 a checksum of all values. ROOT itself has none, and a flipped bit would make other events.
@@ -22,8 +22,9 @@ import uproot
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from zdc_nb.data.events import FEATURES, FIBRES, Events
+from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.validation import LARGEST, EventFileError, Rows, Tally, refusing
+from zdc_nb.detector.geometry import Detector
 from zdc_nb.storage import write_atomically
 
 __all__ = ["MADE_WITH", "read_digest", "read_made_with", "read_root", "write_root"]
@@ -70,8 +71,8 @@ def _branches(events: Events) -> dict[str, Any]:
         "pdg": events.pdg,
         **{name: events.features[:, i] for i, name in enumerate(FEATURES)},
         "photon_sum": events.photon_sum,
-        "index": ak.unflatten(events.light.indices.astype(np.uint16), lit),
-        "photons": ak.unflatten(events.light.data, lit),
+        "index": ak.unflatten(events.photons.indices.astype(np.uint16), lit),
+        "photons": ak.unflatten(events.photons.data, lit),
     }
 
 
@@ -86,8 +87,8 @@ class _Digest:
             events.pdg.astype("<i4"),
             events.features.astype("<f8"),
             events.lit_fibres.astype("<i8"),
-            events.light.indices.astype("<u2"),
-            events.light.data.astype("<u2"),
+            events.photons.indices.astype("<u2"),
+            events.photons.data.astype("<u2"),
         )
         for column, array in zip(self._columns, arrays, strict=True):
             column.update(array.tobytes())
@@ -118,7 +119,7 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def read_root(path: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
+def read_root(path: Path, tally: Tally, bar: tqdm[Any], detector: Detector) -> Iterator[Events]:
     """The events of a ROOT file, some at a time; ``bar`` goes on by bytes.
 
     Raises :class:`EventFileError`.
@@ -138,7 +139,7 @@ def read_root(path: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
             raise EventFileError(f"{path}: holds no responses")
         start = 0
         for part in tree.iterate(filter_name=branches, step_size=_ROWS, library="ak"):
-            events = _events(path, start, part, tally)
+            events = _events(path, start, part, tally, detector)
             digest.update(events)
             start += len(part)
             yield events
@@ -152,13 +153,13 @@ def read_root(path: Path, tally: Tally, bar: tqdm[Any]) -> Iterator[Events]:
             raise EventFileError(f"{path}: its checksum is not that of its good rows")
 
 
-def _events(path: Path, start: int, part: Any, tally: Tally) -> Events:
+def _events(path: Path, start: int, part: Any, tally: Tally, detector: Detector) -> Events:
     scalars = {name: _scalar_branch(path, name, part[name]) for name in _SCALARS}
     index, photons = (_jagged_branch(path, name, part[name]) for name in _JAGGED)
-    rows = Rows(path, start, len(part), tally)
-    light = _light(rows, index, photons)
+    rows = Rows(path, start, len(part), tally, detector)
+    photons = _photons(rows, index, photons)
     features = np.column_stack([scalars[name].astype(np.float64) for name in FEATURES])
-    return rows.events(features, scalars["pdg"], light, scalars["photon_sum"])
+    return rows.events(features, scalars["pdg"], photons, scalars["photon_sum"])
 
 
 def _scalar_branch(path: Path, name: str, array: Any) -> NDArray[Any]:
@@ -181,8 +182,8 @@ def _is_number(array: Any, kind: type = np.number) -> bool:
     return len(flat) == 0 or np.issubdtype(ak.to_numpy(flat).dtype, kind)
 
 
-def _light(rows: Rows, index: Any, photons: Any) -> Any:
-    """Sparse (n, 1936) photons, of the rows without a fault."""
+def _photons(rows: Rows, index: Any, photons: Any) -> Any:
+    """Sparse (n, fibres) photons, of the rows without a fault."""
     lit = ak.to_numpy(ak.num(index))
     rows.expect(ak.to_numpy(ak.num(photons)) == lit, "as many photons as lit fibres")
     # rows at fault are emptied, so that the others have a fibre for each number of photons
@@ -193,12 +194,13 @@ def _light(rows: Rows, index: Any, photons: Any) -> Any:
     def expect(fulfilled: NDArray[np.bool_], expected: str) -> None:
         rows.expect(np.bincount(row[~fulfilled], minlength=len(lit)) == 0, expected)
 
-    inside = (index >= 0) & (index < FIBRES)
-    expect(inside, f"fibres from 0 to {FIBRES - 1}")
+    fibres = rows.detector.dim
+    inside = (index >= 0) & (index < fibres)
+    expect(inside, f"fibres from 0 to {fibres - 1}")
     expect((photons >= 0) & (photons <= LARGEST), f"photon counts from 0 to {LARGEST}")
-    place = row * FIBRES + np.where(inside, index, 0).astype(np.int64)
+    place = row * fibres + np.where(inside, index, 0).astype(np.int64)
     order = np.argsort(place, kind="stable")
     again = np.zeros(len(place), np.bool_)
     again[order[1:]] = place[order[1:]] == place[order[:-1]]
     expect(~again, "each lit fibre once")
-    return rows.light(photons[order], (place % FIBRES)[order], lit, rows.path)
+    return rows.photons(photons[order], (place % fibres)[order], lit, rows.path)

@@ -35,14 +35,11 @@ from scipy import sparse
 from scipy.special import gammainc, gammaincinv
 from tqdm import tqdm
 
-from zdc_nb.data.events import FEATURES, FIBRES, SHAPE, Events
+from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.detector.geometry import ZN
 
 __all__ = [
-    "CROSSING_OFFSET",
     "DECAYS",
-    "FACE",
-    "IP_DISTANCE",
-    "PITCH",
     "SPECIES",
     "VERSION",
     "Decay",
@@ -52,7 +49,6 @@ __all__ = [
     "collect_light",
     "decay_products",
     "draw_particles",
-    "impact_point",
     "respond",
     "simulate",
     "two_body_decay",
@@ -61,20 +57,9 @@ __all__ = [
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# --- The detector and the way to it -----------------------------------------------------------
+# --- The way to the detector -------------------------------------------------------------------
 
-IP_DISTANCE = 112.5
-"""m, from the interaction point to the face (arXiv 2512.20346)."""
-
-PITCH = 0.0016
-"""m, between neighbouring fibres. Chosen: with 44 of them the face is 7.04 cm wide."""
-
-FACE = SHAPE[0] * PITCH
-"""m, side of the square face: 44 fibres, 7.04 cm."""
-
-CROSSING_OFFSET = 0.011
-"""m, height of the face's centre above the spot where particles of py = 0 arrive. Chosen: a net
-vertical half crossing angle of the order of 100 microrad over 112.5 m."""
+_SIDE = ZN.face[0]  # m, of a square face
 
 DIPOLE_START, DIPOLE_END = 58.0, 68.0
 """m, extent of the separation dipole D1 on the way. Chosen: of the order of where it stands; only
@@ -306,17 +291,6 @@ def draw_particles(rng: np.random.Generator, position: NDArray[np.floating]) -> 
     return Particles(pdg, np.column_stack(columns))
 
 
-def impact_point(features: Array) -> Array:
-    """(N, 2): x and y (m) from the face's centre where a straight flight ends.
-
-    ``features`` (N, 9) as in :data:`zdc_nb.data.events.FEATURES`. The side that a particle flies to
-    is the sign of pz; the vertex's few centimetres along z do not matter over 112.5 m.
-    """
-    vx, vy, px, py, pz = (features[:, FEATURES.index(k)] for k in ("vx", "vy", "px", "py", "pz"))
-    slope = IP_DISTANCE / np.abs(pz)
-    return np.column_stack([vx + slope * px, vy + slope * py - CROSSING_OFFSET])
-
-
 # --- Flight and decay -------------------------------------------------------------------------
 
 
@@ -421,7 +395,7 @@ def _fly(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays, Rays]:
     path = rng.standard_exponential(len(rays)) * length
     z = rays.position[:, 2]
     bent = (charge != 0) & (z < DIPOLE_END)
-    reach = np.where(bent, np.maximum(DIPOLE_START - z, 0.0), IP_DISTANCE - z)
+    reach = np.where(bent, np.maximum(DIPOLE_START - z, 0.0), ZN.distance - z)
     decays = path < reach
     step = np.where(decays, path, reach)
     position = rays.position + step[:, None] * rays.momentum[:, 1:] / pz[:, None]
@@ -435,8 +409,8 @@ def _transport(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays]:
     while len(rays):
         decays, swept, landed = _fly(rng, rays)
         # measured from the face's centre from here on
-        x, y = landed.position[:, 0], landed.position[:, 1] - CROSSING_OFFSET
-        hits = np.maximum(np.abs(x), np.abs(y)) < FACE / 2 + CATCH
+        x, y = landed.position[:, 0], landed.position[:, 1] - ZN.crossing_offset
+        hits = np.maximum(np.abs(x), np.abs(y)) < _SIDE / 2 + CATCH
         hits &= rng.random(len(landed)) >= UPSTREAM_INTERACTION
         arrived.append(landed[hits])
         lost.extend([swept, landed[~hits]])
@@ -486,7 +460,7 @@ def _core_and_tail(spot: Sources, share: Array, tail_radius: Array) -> Sources:
 def _electromagnetic(rng: np.random.Generator, rays: Rays) -> Sources:
     n = len(rays)
     light = _fluctuating_light(rng, rays.momentum[:, 0], EM_YIELD, EM_RESOLUTION)
-    x, y = rays.position[:, 0], rays.position[:, 1] - CROSSING_OFFSET
+    x, y = rays.position[:, 0], rays.position[:, 1] - ZN.crossing_offset
     spot = Sources(rays.response, x, y, light, _log_normal(rng, EM_CORE, n))
     return _core_and_tail(spot, rng.beta(*EM_CORE_SHARE, n), _log_normal(rng, EM_TAIL, n))
 
@@ -504,7 +478,7 @@ def _hadronic(rng: np.random.Generator, rays: Rays) -> Sources:
     offset[:, 1:, 0] += distance * np.cos(angle)
     offset[:, 1:, 1] += distance * np.sin(angle)
     x = rays.position[:, 0, None] + offset[..., 0]
-    y = rays.position[:, 1, None] - CROSSING_OFFSET + offset[..., 1]
+    y = rays.position[:, 1, None] - ZN.crossing_offset + offset[..., 1]
     core = np.repeat(_log_normal(rng, HADRON_CORE, n), SUBSHOWERS)
     tail = np.repeat(_log_normal(rng, HADRON_TAIL, n), SUBSHOWERS)
     in_core = np.repeat(rng.beta(*HADRON_CORE_SHARE, n), SUBSHOWERS)
@@ -539,15 +513,14 @@ def collect_light(rng: np.random.Generator, sources: Sources, responses: int) ->
     u = rng.random(len(source))
     radius = sources.radius[source] * np.sqrt(u / (1 - u))
     angle = 2 * np.pi * rng.random(len(source))
-    column = np.floor((sources.x[source] + radius * np.cos(angle) + FACE / 2) / PITCH)
-    row = np.floor((FACE / 2 - sources.y[source] - radius * np.sin(angle)) / PITCH)
-    seen = (row >= 0) & (row < SHAPE[0]) & (column >= 0) & (column < SHAPE[1])
-    fibre = (row[seen] * SHAPE[1] + column[seen]).astype(np.int64)
-    fibres = SHAPE[0] * SHAPE[1]
+    column = np.floor((sources.x[source] + radius * np.cos(angle) + _SIDE / 2) / ZN.pitch)
+    row = np.floor((_SIDE / 2 - sources.y[source] - radius * np.sin(angle)) / ZN.pitch)
+    seen = (row >= 0) & (row < ZN.shape[0]) & (column >= 0) & (column < ZN.shape[1])
+    fibre = (row[seen] * ZN.shape[1] + column[seen]).astype(np.int64)
     flat = np.bincount(
-        sources.response[source[seen]] * fibres + fibre, minlength=responses * fibres
+        sources.response[source[seen]] * ZN.dim + fibre, minlength=responses * ZN.dim
     )
-    return flat.reshape(responses, *SHAPE)
+    return flat.reshape(responses, *ZN.shape)
 
 
 def respond(rng: np.random.Generator, particles: Particles, repeats: int) -> NDArray[np.uint16]:
@@ -616,7 +589,7 @@ def simulate(
         )
     pdg = np.empty(responses, np.int32)
     features = np.empty((responses, len(FEATURES)))
-    light: list[sparse.csr_array] = []
+    photons: list[sparse.csr_array] = []
     kept = 0
     with tqdm(
         total=responses, desc="simulating", unit=" responses", file=sys.stdout, disable=not progress
@@ -627,11 +600,11 @@ def simulate(
             part = slice(kept, kept + len(enough))
             pdg[part] = particles.pdg[enough // repeats]
             features[part] = particles.features[enough // repeats]
-            light.append(sparse.csr_array(chunk[enough].reshape(-1, FIBRES)))
+            photons.append(sparse.csr_array(chunk[enough].reshape(-1, ZN.dim)))
             kept += len(enough)
             bar.update(len(enough))
             if kept == responses:
-                return Events.from_arrays(pdg, features, sparse.vstack(light, format="csr"))
+                return Events.from_arrays(pdg, features, sparse.vstack(photons, format="csr"))
             if kept == 0 and number * CHUNK * repeats > 1_000_000:
                 raise ValueError(f"simulate: no response has {min_photons} photons")
     raise AssertionError("the chunks have no end")

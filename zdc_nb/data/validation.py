@@ -21,8 +21,9 @@ from particle import InvalidParticle, Particle, ParticleNotFound
 from particle.pdgid import is_nucleus
 from scipy import sparse
 
-from zdc_nb.data.events import FEATURES, FIBRES, Events
+from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.simulation import SPECIES
+from zdc_nb.detector.geometry import ZN, Detector
 
 __all__ = [
     "LARGEST",
@@ -92,8 +93,10 @@ class Rows:
         (n,) bool, rows without a fault so far.
     """
 
-    def __init__(self, path: Path, start: int, count: int, tally: Tally) -> None:
-        self.path, self.start, self.tally = path, start, tally
+    def __init__(
+        self, path: Path, start: int, count: int, tally: Tally, detector: Detector = ZN
+    ) -> None:
+        self.path, self.start, self.tally, self.detector = path, start, tally, detector
         self.good = np.ones(count, np.bool_)
         tally.read += count
 
@@ -114,10 +117,10 @@ class Rows:
         self.tally.dropped[expected] += int(bad.sum())
         self.good &= ~bad
 
-    def light(
+    def photons(
         self, values: NDArray[Any], fibre: NDArray[Any], lit: NDArray[Any], path: Path
     ) -> sparse.csr_array:
-        """(n, 1936) uint16 photons from those of the lit fibres.
+        """(n, fibres) uint16 photons from those of the lit fibres.
 
         Parameters
         ----------
@@ -143,13 +146,13 @@ class Rows:
             ):
                 self.expect(np.bincount(row[~fulfilled], minlength=len(lit)) == 0, expected, path)
         ends = np.concatenate([[0], np.cumsum(lit)])
-        return sparse.csr_array((photons, fibre, ends), shape=(len(lit), FIBRES))
+        return sparse.csr_array((photons, fibre, ends), shape=(len(lit), self.detector.dim))
 
     def events(
         self,
         features: NDArray[np.float64],
         pdg: NDArray[Any] | None,
-        light: sparse.csr_array,
+        photons: sparse.csr_array,
         photon_sum: NDArray[Any] | None,
     ) -> Events:
         """The good rows, after what is checked in every format.
@@ -173,13 +176,13 @@ class Rows:
             energy >= 1e-3 * (1 - MASS_TOLERANCE) * mass,
             "an energy (GeV) of at least the mass (MeV)",
         )
-        total = light.sum(axis=1, dtype=np.int64)
+        total = photons.sum(axis=1, dtype=np.int64)
         self.expect(total <= LARGEST, f"at most {LARGEST} photons in all")
         if photon_sum is not None:
             self.expect(total == photon_sum, "a photon sum equal to the response's")
         if not self.good.all():
-            features, pdg, light = features[self.good], pdg[self.good], light[self.good]
-        return Events.from_arrays(pdg.astype(np.int32), features, light)
+            features, pdg, photons = features[self.good], pdg[self.good], photons[self.good]
+        return Events.from_arrays(pdg.astype(np.int32), features, photons, detector=self.detector)
 
 
 def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:

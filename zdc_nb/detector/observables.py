@@ -1,8 +1,7 @@
-"""What the neutron ZDC measures in a response: channels, shower centre and radius, diversity.
+"""What a detector measures in a response: channels, shower centre and radius, diversity.
 
-Fibre (i, j) stands at row i, column j of the face, both from 0 to 43. Positions and radii are in
-fibre units: one unit is the pitch of 1.6 mm, and the centre of the face is at (21.5, 21.5).
-Responses are read in chunks, so that memory stays small at the size of the published data set.
+Positions and radii are in fibre units: one unit is the pitch, and fibre (i, j) is at (i, j). Sizes
+are those of a :class:`~zdc_nb.detector.geometry.Detector`: R rows, K columns. Responses are read in chunks, so that memory stays small at the size of the published data set.
 """
 
 from __future__ import annotations
@@ -14,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.data.events import SHAPE
+from zdc_nb.detector.geometry import Detector
 
 __all__ = [
-    "CHANNELS",
-    "FACE_CENTRE",
-    "channel_masks",
     "channel_sums",
     "containment_radius",
     "diversity",
@@ -27,60 +23,51 @@ __all__ = [
     "shower_centre",
 ]
 
-CHANNELS = ("common", "top left", "top right", "bottom left", "bottom right")
-"""The five channels, in the order of :func:`channel_masks`; row 0 is drawn at the top."""
-
-FACE_CENTRE = ((SHAPE[0] - 1) / 2, (SHAPE[1] - 1) / 2)
-"""Row and column of the middle of the face, in fibre units."""
-
-_FIBRES = SHAPE[0] * SHAPE[1]
 _CHUNK = 2048
 
 
-def channel_masks() -> NDArray[np.bool_]:
-    """Which fibres each channel reads: (5, 44, 44), every fibre in exactly one channel.
-
-    As in ALICE's O2: fibres with (row + column) odd form the common channel, the even ones four
-    quadrants, in the order of :data:`CHANNELS`.
-    """
-    row, column = np.indices(SHAPE)
-    even = (row + column) % 2 == 0
-    top, left = row < SHAPE[0] // 2, column < SHAPE[1] // 2
-    quadrants = (top & left, top & ~left, ~top & left, ~top & ~left)
-    return np.stack([~even, *(even & quadrant for quadrant in quadrants)])
-
-
-def channel_sums(responses: NDArray[Any]) -> NDArray[Any]:
-    """Light in each of the five channels.
+def channel_sums(responses: NDArray[Any], detector: Detector) -> NDArray[Any]:
+    """Light in each of the C channels.
 
     Parameters
     ----------
     responses
-        (..., 44, 44), photons or any other measure of light in each fibre.
+        (..., R, K), photons or any other measure of light in each fibre.
+    detector
+        whose channels.
 
     Returns
     -------
-    (..., 5) in the order of :data:`CHANNELS`: int64 for integers (exact), else float64.
+    (..., C) in the order of ``detector.channels``: int64 for integers (exact), else float64.
 
     Raises
     ------
     ValueError
-        where the last two axes are not 44 x 44.
+        where the last two axes are not the detector's.
+
+    Examples
+    --------
+    >>> from zdc_nb.detector import ZN
+    >>> channel_sums(np.ones((2, 44, 44), np.uint16), ZN)
+    array([[968, 242, 242, 242, 242],
+           [968, 242, 242, 242, 242]])
     """
-    flat = _flat(responses)
-    sums = _project(flat, channel_masks().reshape(len(CHANNELS), _FIBRES).T)
+    flat = _flat(responses, detector)
+    sums = _project(flat, detector.masks.reshape(-1, detector.dim).T)
     if np.issubdtype(flat.dtype, np.integer):
         sums = np.rint(sums).astype(np.int64)
-    return sums.reshape(*responses.shape[:-2], len(CHANNELS))
+    return sums.reshape(*responses.shape[:-2], len(detector.channels))
 
 
-def shower_centre(responses: NDArray[Any]) -> NDArray[np.float64]:
+def shower_centre(responses: NDArray[Any], detector: Detector) -> NDArray[np.float64]:
     """Photon-weighted centre of mass of each response.
 
     Parameters
     ----------
     responses
-        (N, 44, 44), photons in each fibre.
+        (N, R, K), photons in each fibre.
+    detector
+        whose face.
 
     Returns
     -------
@@ -90,17 +77,29 @@ def shower_centre(responses: NDArray[Any]) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        where the last two axes are not 44 x 44.
+        where the last two axes are not the detector's.
+
+    Examples
+    --------
+    >>> from zdc_nb.detector import ZN
+    >>> response = np.zeros((1, 44, 44), np.uint16)
+    >>> response[0, 10, 20], response[0, 10, 24] = 3, 1
+    >>> shower_centre(response, ZN)
+    array([[10., 21.]])
     """
-    row, column = (axis.reshape(-1) for axis in np.indices(SHAPE))
-    moments = _project(_flat(responses), np.stack([np.ones(_FIBRES), row, column], axis=1))
-    light = moments[:, :1]
-    centre = np.tile(np.array(FACE_CENTRE), (len(light), 1))
-    np.divide(moments[:, 1:], light, out=centre, where=light > 0)
+    row, column = (axis.reshape(-1) for axis in np.indices(detector.shape))
+    moments = _project(
+        _flat(responses, detector), np.stack([np.ones(detector.dim), row, column], axis=1)
+    )
+    photons = moments[:, :1]
+    centre = np.tile(np.array(detector.face_centre), (len(photons), 1))
+    np.divide(moments[:, 1:], photons, out=centre, where=photons > 0)
     return centre
 
 
-def containment_radius(responses: NDArray[Any], fraction: float = 0.9) -> NDArray[np.float64]:
+def containment_radius(
+    responses: NDArray[Any], detector: Detector, fraction: float = 0.9
+) -> NDArray[np.float64]:
     """Radius of the circle about the shower centre that holds ``fraction`` of the photons.
 
     A photon counts as standing at the middle of its fibre, so this is the smallest distance r
@@ -110,7 +109,9 @@ def containment_radius(responses: NDArray[Any], fraction: float = 0.9) -> NDArra
     Parameters
     ----------
     responses
-        (N, 44, 44), photons in each fibre, none negative.
+        (N, R, K), photons in each fibre, none negative.
+    detector
+        whose face.
     fraction
         in (0, 1].
 
@@ -121,15 +122,23 @@ def containment_radius(responses: NDArray[Any], fraction: float = 0.9) -> NDArra
     Raises
     ------
     ValueError
-        where ``fraction`` is outside (0, 1] or the last two axes are not 44 x 44.
+        where ``fraction`` is outside (0, 1] or the last two axes are not the detector's.
+
+    Examples
+    --------
+    >>> from zdc_nb.detector import ZN
+    >>> response = np.zeros((1, 44, 44), np.uint16)
+    >>> response[0, 10, 20], response[0, 10, [15, 25]] = 17, 1
+    >>> containment_radius(response, ZN), containment_radius(response, ZN, fraction=0.85)
+    (array([5.]), array([0.]))
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a value in (0, 1], got {fraction}")
-    flat = _flat(responses)
-    centre = shower_centre(responses)
+    flat = _flat(responses, detector)
+    centre = shower_centre(responses, detector)
     radius = np.zeros(len(flat))
     for part in _chunks(len(flat)):
-        radius[part] = _radius(flat[part], centre[part], fraction)
+        radius[part] = _radius(flat[part], centre[part], detector.shape[1], fraction)
     return radius
 
 
@@ -141,7 +150,7 @@ def diversity(
     Parameters
     ----------
     responses
-        (N, 44, 44), raw photon counts; or the same as :attr:`zdc_nb.data.events.Events.light`.
+        (N, R, K), raw photon counts; or the same as a sparse matrix (N, R * K).
     particle
         (N,), equal for responses to the same particle.
 
@@ -154,9 +163,17 @@ def diversity(
     Raises
     ------
     ValueError
-        where ``particle`` is not one label a response or the last axes are not 44 x 44.
+        where ``particle`` is not one label a response.
+
+    Examples
+    --------
+    >>> responses = np.array([[[0, 1]], [[4, 1]], [[9, 9]]])
+    >>> diversity(responses, np.array([7, 7, 8]))
+    array([2., 0.])
     """
-    flat: Any = responses if sparse.issparse(responses) else _flat(responses)
+    flat: Any = responses
+    if not sparse.issparse(responses):
+        flat = responses.reshape(len(responses), -1)
     if particle.shape != (flat.shape[0],):
         raise ValueError(f"particle: expected ({flat.shape[0]},) labels, got {particle.shape}")
     _, counts = np.unique(particle, return_counts=True)
@@ -185,7 +202,7 @@ def diversity_weights(
     Parameters
     ----------
     responses
-        (N, 44, 44), raw photon counts of the training split, or sparse as for :func:`diversity`.
+        (N, R, K), raw photon counts of the training split, or sparse as for :func:`diversity`.
     particle
         (N,), equal for responses to the same particle.
     epsilon
@@ -202,6 +219,13 @@ def diversity_weights(
     ------
     ValueError
         where ``epsilon`` is not positive, and as :func:`diversity`.
+
+    Examples
+    --------
+    >>> responses = np.array([[[0]], [[8]], [[0]], [[2]], [[5]]])
+    >>> particle = np.array([1, 1, 2, 2, 3])
+    >>> diversity_weights(responses, particle, epsilon=0.5, mean_one=False)
+    array([0.5, 0.5, 2.5, 2.5, 0.5])
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon: expected a positive value, got {epsilon}")
@@ -222,11 +246,12 @@ def _minmax_of_inverse(f_div: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _flat(responses: NDArray[Any]) -> NDArray[Any]:
-    """(N, 1936) view of (..., 44, 44)."""
-    if responses.shape[-2:] != SHAPE:
-        raise ValueError(f"responses: expected (..., 44, 44), got {responses.shape}")
-    return responses.reshape(-1, _FIBRES)
+def _flat(responses: NDArray[Any], detector: Detector) -> NDArray[Any]:
+    """(N, R * K) view of (..., R, K)."""
+    rows, columns = detector.shape
+    if responses.shape[-2:] != detector.shape:
+        raise ValueError(f"responses: expected (..., {rows}, {columns}), got {responses.shape}")
+    return responses.reshape(-1, detector.dim)
 
 
 def _chunks(length: int) -> Iterator[slice]:
@@ -243,18 +268,18 @@ def _project(flat: NDArray[Any], matrix: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _radius(
-    flat: NDArray[Any], centre: NDArray[np.float64], fraction: float
+    flat: NDArray[Any], centre: NDArray[np.float64], columns: int, fraction: float
 ) -> NDArray[np.float64]:
-    # Only lit fibres are sorted: a response has 20 to 60 of them, the face 1936.
+    # Only lit fibres are sorted: a response of the ZN has 20 to 60 of its 1936.
     response, fibre = np.nonzero(flat)
-    row, column = np.divmod(fibre, SHAPE[1])
+    row, column = np.divmod(fibre, columns)
     distance = np.hypot(row - centre[response, 0], column - centre[response, 1])
     order = np.lexsort((distance, response))
-    light = flat[response, fibre][order].astype(np.float64)
-    total = np.bincount(response, weights=light, minlength=len(flat))
+    photons = flat[response, fibre][order].astype(np.float64)
+    total = np.bincount(response, weights=photons, minlength=len(flat))
     before = np.cumsum(total) - total
     # The tolerance keeps rounding in fraction * total from asking for one photon more.
-    enough = np.cumsum(light) - before[response] >= fraction * total[response] * (1 - 1e-12)
+    enough = np.cumsum(photons) - before[response] >= fraction * total[response] * (1 - 1e-12)
     lit, first = np.unique(response[enough], return_index=True)
     radius = np.zeros(len(flat))
     radius[lit] = distance[order][enough][first]

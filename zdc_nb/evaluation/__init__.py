@@ -1,7 +1,19 @@
 """How well generated responses agree with simulated ones."""
 
+from zdc_nb.evaluation.baselines import (
+    BASELINES,
+    Baseline,
+    Possible,
+    baseline_evaluations,
+    matched_runs,
+    resimulated_runs,
+    scale_to_photon_sum,
+    unconditional_runs,
+    what_can_be_evaluated,
+)
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
+    as_list,
     baseline_findings,
     evaluation_findings,
     kept_terms,
@@ -19,8 +31,11 @@ from zdc_nb.evaluation.figures import (
     speed_figure,
     table1_figure,
 )
-from zdc_nb.evaluation.metrics import (
-    BASELINES,
+from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate, evaluate_runs
+from zdc_nb.evaluation.tables import (
+    MODELS,
+    SHAPE_MODELS,
+    dataset_sizes,
     published_table,
     relative_changes,
     table1,
@@ -29,23 +44,40 @@ from zdc_nb.evaluation.metrics import (
 
 __all__ = [
     "BASELINES",
+    "METRICS",
+    "MODELS",
+    "QUANTITIES",
+    "SHAPE_MODELS",
+    "Baseline",
+    "EvaluationError",
+    "Possible",
     "ablation_findings",
+    "as_list",
+    "baseline_evaluations",
     "baseline_findings",
     "changes_figure",
     "choose_examples",
+    "dataset_sizes",
+    "evaluate",
+    "evaluate_runs",
     "evaluation_findings",
     "kept_terms",
     "loss_terms_figure",
+    "matched_runs",
     "particle_figure",
     "published_table",
     "relative_changes",
+    "resimulated_runs",
     "results_table",
     "sample_figure",
     "save_figure",
+    "scale_to_photon_sum",
     "shape_figure",
     "shape_findings",
     "speed_figure",
     "table1",
     "table1_figure",
     "table2",
+    "unconditional_runs",
+    "what_can_be_evaluated",
 ]

@@ -1,6 +1,7 @@
 """What the numbers of a study say, in sentences: Markdown for the ends of the notebooks.
 
-Every sentence is made from the tables; none knows how a study came out.
+Every sentence is made from the tables; none knows how a study came out. What the data did not
+allow (:func:`~zdc_nb.evaluation.baselines.what_can_be_evaluated`) is left out, and a sentence says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from zdc_nb.evaluation.baselines import RESIMULATED
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
@@ -91,10 +93,10 @@ def _subsets(table: pd.DataFrame) -> list[str]:
 
 
 def _means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Means of one metric: a row for each subset, a column for each model."""
+    """Means of one metric: a row for each subset that has it, a column for each model."""
     chosen = table[table["metric"] == metric]
     means = chosen.pivot(index="subset", columns="model", values="mean")
-    return means.loc[_subsets(table), list(dict.fromkeys(table["model"]))]
+    return means.reindex(_subsets(chosen), columns=list(dict.fromkeys(table["model"])))
 
 
 def _ablation_sentences(
@@ -102,10 +104,26 @@ def _ablation_sentences(
 ) -> Iterator[str]:
     ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
     trained = [model for model in mae if model in {"teacher", *SETUPS}]
-    yield _learned(mae)
-    yield _blindness_of_ws(ws, mae)
-    yield _preferred_by_ws(ws, mae, trained)
-    yield _floor(_means(baselines, "MAE_cw"), mae[trained])
+    floors = _means(baselines, "MAE_cw").reindex(columns=[*RESIMULATED]).dropna()
+    known = floors.index.intersection(mae.index, sort=False)
+    if len(mae):
+        yield _learned(mae)
+    if len(known):
+        yield _blindness_of_ws(ws.loc[known], mae.loc[known])
+    if len(mae):
+        yield _preferred_by_ws(ws.loc[mae.index], mae, trained)
+    if len(known):
+        yield _floor(floors, mae.loc[known, trained])
+    if single := [subset for subset in ws.index if subset not in mae.index]:
+        yield (
+            f"**Not compared by particle**: {listed_names(single)}. Each test particle has a single "
+            "response there, which tells nothing of its mean; WS alone is known."
+        )
+    if unanswered := [subset for subset in mae.index if subset not in known]:
+        yield (
+            f"**Not compared with new simulations** of the same particles: "
+            f"{listed_names(unanswered)}. No test particle has a training response there."
+        )
     yield from _setup_sentences(changes)
 
 
@@ -197,9 +215,14 @@ def listed_names(names: Iterable[str]) -> str:
 
 
 def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
-    models = list(dict.fromkeys(table["model"]))
+    if table.empty:
+        yield (
+            "Nothing to compare: on no subset has a test particle several responses, of which "
+            "a mean or a variance could be taken."
+        )
     for subset in _subsets(table):
         chosen = table[table["subset"] == subset]
+        models = list(dict.fromkeys(chosen["model"]))
         values = chosen.pivot(index="model", columns=["quantity", "error"], values="mean")
         centre, radius = values["centre", "MAE"], values["radius", "MAE"]
         yield (

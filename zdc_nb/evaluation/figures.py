@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,11 +21,10 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
-from zdc_nb.detector.observables import containment_radius, shower_centre
-from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, shape_statistics
+from zdc_nb.data.figures import draw_response, finish_faces, save_figure, species_symbol
+from zdc_nb.detector import containment_radius, shower_centre
+from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.params import SETUPS, SUBSETS
-from zdc_nb.storage import write_atomically
 
 __all__ = [
     "changes_figure",
@@ -70,13 +67,6 @@ PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student
 """ms per response: arXiv 2512.20346, section 4."""
 
 
-def save_figure(figure: Figure, path: Path) -> Image:
-    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show."""
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    return Image(path.read_bytes(), retina=True)  # type: ignore[no-untyped-call]
-
-
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
     """Positions of up to ``count`` responses of different particles, spread in photon sum.
 
@@ -114,7 +104,7 @@ def sample_figure(
     for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], ["simulated (test)", *names], strict=True):
+    for axis, name in zip(axes[0], ["simulated", *names], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
     for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
         name, energy = species_symbol(int(pdg)), features[FEATURES.index("energy")]
@@ -161,12 +151,13 @@ def results_table(
 
 def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     """Table 1 as points with the standard deviation of a run, ours above the published one."""
+    metrics = _metrics(table)
     figure = Figure(figsize=(13, 7.5), layout="constrained")
-    axes = figure.subplots(2, len(METRICS), sharex=True)
+    axes = figure.subplots(2, len(metrics), sharex=True, squeeze=False)
     subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
     models = list(dict.fromkeys(table["model"]))
     for row, (source, frame) in enumerate(((OURS, table), (THEIRS, published))):
-        for axis, metric in zip(axes[row], METRICS, strict=True):
+        for axis, metric in zip(axes[row], metrics, strict=True):
             chosen = frame[(frame["metric"] == metric) & frame["subset"].isin(subsets)]
             _dodged(axis, chosen, subsets, models, "mean", "std")
             axis.set(title=f"{metric}, {source}", ylabel=f"{metric} (photons)")
@@ -176,14 +167,20 @@ def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     return figure
 
 
+def _metrics(table: pd.DataFrame) -> list[str]:
+    """The metrics of Table 1 that a table has."""
+    return [metric for metric in METRICS if (table["metric"] == metric).any()]
+
+
 def changes_figure(changes: pd.DataFrame) -> Figure:
     """Relative change of each metric of teacher and setups against ``bs``, with its uncertainty."""
+    metrics = _metrics(changes)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(METRICS), squeeze=False)
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     changes = changes[changes["model"].isin(["teacher", *SETUPS])]
     subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
     models = list(dict.fromkeys(changes["model"]))
-    for axis, metric in zip(axes[0], METRICS, strict=True):
+    for axis, metric in zip(axes[0], metrics, strict=True):
         chosen = changes[changes["metric"] == metric]
         _dodged(axis, chosen, subsets, models, "change", "uncertainty")
         axis.axhline(0, color=COLOURS["bs"], label="bs")
@@ -243,22 +240,25 @@ def shape_figure(
     Parameters
     ----------
     samples
-        subset to its N test events and, by model, responses (N, 44, 44) aligned with them.
+        subset to its N test events and, by model, responses (N, R, K) aligned with them.
     """
     figure = Figure(figsize=(12, 2.9 * len(samples) + 0.5), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False, sharex="col")
     names = ("centre, row", "centre, column", "radius of 90% of the photons")
-    for row, (subset, (reference, generated)) in zip(axes, samples.items(), strict=True):
+    for row, (subset, (test, generated)) in zip(axes, samples.items(), strict=True):
         values = {
-            model: (*shower_centre(responses).T, containment_radius(responses))
-            for model, responses in {"reference": reference.responses, **generated}.items()
+            model: (
+                *shower_centre(responses, test.detector).T,
+                containment_radius(responses, test.detector),
+            )
+            for model, responses in {"test": test.responses, **generated}.items()
         }
         # few responses, wide bins: what differs should not be the noise
-        bins = int(np.clip(np.sqrt(len(reference)), 8, 44))
+        bins = int(np.clip(np.sqrt(len(test)), 8, max(test.detector.shape)))
         for k, axis in enumerate(row):
             top = max(each[k].max() for each in values.values())
             for model, each in values.items():
-                filled = model == "reference"
+                filled = model == "test"
                 sns.histplot(
                     x=each[k],
                     bins=bins,
@@ -267,12 +267,12 @@ def shape_figure(
                     element="step",
                     fill=filled,
                     alpha=0.4 if filled else 1,
-                    color=COLOURS[model],
+                    color=COLOURS["reference" if filled else model],
                     label=model,
                     ax=axis,
                 )
             axis.set_ylabel("")
-        row[0].set_ylabel(f"{subset}: {len(reference)} responses\nfraction per fibre")
+        row[0].set_ylabel(f"{subset}: {len(test)} responses\nfraction per fibre")
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -281,29 +281,31 @@ def shape_figure(
     return figure
 
 
-def particle_figure(
-    reference: Events, generated: Mapping[str, NDArray[Any]], subset: str
-) -> Figure:
-    """What Table 2 compares: a point for each unique particle, reference against generated.
+def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset: str) -> Figure:
+    """What Table 2 compares: a point for each unique particle, test against generated.
 
     Parameters
     ----------
-    reference
+    test
         N test events.
     generated
-        by model, responses (N, 44, 44) aligned with ``reference``; a row of panels each.
+        by model, responses (N, R, K) aligned with ``test``; a row of panels each.
     subset
         for the title.
     """
+    if not has_repeats(test):
+        figure = Figure(figsize=(8, 1.5), layout="constrained")
+        figure.suptitle(f"{subset}: no particle has several test responses, so no means to compare")
+        return figure
     figure = Figure(figsize=(13, 3.3 * len(generated) + 0.5), layout="constrained")
     axes = figure.subplots(
         len(generated), len(QUANTITIES), squeeze=False, sharex="col", sharey="col"
     )
-    before = shape_statistics(reference.particle, reference.responses)
+    before = shape_statistics(test.particle, test.responses, test.detector)
     top = dict.fromkeys(QUANTITIES, 1.0)
-    _, counts = np.unique(reference.particle, return_counts=True)
+    _, counts = np.unique(test.particle, return_counts=True)
     for row, (model, responses) in zip(axes, generated.items(), strict=True):
-        after = shape_statistics(reference.particle, responses)
+        after = shape_statistics(test.particle, responses, test.detector)
         for axis, quantity in zip(row, QUANTITIES, strict=True):
             for a, b, name in zip(
                 before[quantity].T, after[quantity].T, ("row", "column"), strict=False
@@ -314,7 +316,7 @@ def particle_figure(
             axis.set(xlim=(0, 1.05 * top[quantity]), ylim=(0, 1.05 * top[quantity]))
             axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8)
             unit = "fibres²" if quantity.endswith("variance") else "fibres"
-            axis.set_xlabel(f"reference ({unit})")
+            axis.set_xlabel(f"test ({unit})")
             axis.set_ylabel(f"{model} ({unit})")
             axis.set_title(quantity.replace("_", " ") + (" (mean)" if unit == "fibres" else ""))
     axes[0, 0].legend()

@@ -8,8 +8,8 @@ A response becomes, fibre by fibre (Wojnar, Majerz and Dzwinel, Comput. Softw. B
 
 with the photon counts n, the noise :math:`\nu` and :math:`\alpha`. All of it but the noise is
 inverted exactly when the noised sum is known. A generated sample only comes with a photon sum, so
-the noised sum is taken to be its mean: the photon sum and :math:`\nu/2` for each of the 1936
-fibres.
+the noised sum is taken to be its mean: the photon sum and :math:`\nu/2` for each of the D fibres
+of a detector, R rows of K.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zdc_nb.data.events import FEATURES, SHAPE, Events
-from zdc_nb.data.simulation import FACE, impact_point
+from zdc_nb.data.events import FEATURES, Events, impact_point
+from zdc_nb.detector.geometry import Detector
 from zdc_nb.params import PreprocessingParams
 
 __all__ = [
-    "DIM",
     "ConditionScaler",
     "counts_from_noised",
     "decode_responses",
@@ -34,9 +33,6 @@ __all__ = [
     "noised_from_flow",
     "raw_conditions",
 ]
-
-DIM = SHAPE[0] * SHAPE[1]
-"""Dimensions of the flow: one for each fibre, row by row."""
 
 
 def encode_responses(
@@ -47,16 +43,16 @@ def encode_responses(
     Parameters
     ----------
     responses
-        (N, 44, 44) or (N, 1936) photon counts of any type.
+        (N, R, K) or (N, D) photon counts of any type.
     generator
         source of the dequantisation noise.
 
     Returns
     -------
     x, noised_sum
-        (N, 1936) float32 in flow space and (N, 1) float64, the sums that were divided by.
+        (N, D) float32 in flow space and (N, 1) float64, the sums that were divided by.
     """
-    counts = responses.reshape(len(responses), DIM).to(torch.float64)
+    counts = responses.reshape(len(responses), -1).to(torch.float64)
     noise = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
     noised = counts + params.noise * noise
     total = noised.sum(1, keepdim=True)
@@ -65,7 +61,7 @@ def encode_responses(
 
 
 def noised_from_flow(x: Tensor, params: PreprocessingParams, noised_sum: Tensor) -> Tensor:
-    """(N, 1936) in flow space to (N, 1936) noised counts that add up to ``noised_sum`` (N, 1).
+    """(N, D) in flow space to (N, D) noised counts that add up to ``noised_sum`` (N, 1).
 
     Undoes logit and normalisation. Values that the logit cannot have made (below alpha) come out
     slightly negative, as in the published code, which divides by the sum of absolute values.
@@ -75,9 +71,9 @@ def noised_from_flow(x: Tensor, params: PreprocessingParams, noised_sum: Tensor)
 
 
 def counts_from_noised(
-    noised: Tensor, params: PreprocessingParams, photon_sum: Tensor
+    noised: Tensor, params: PreprocessingParams, photon_sum: Tensor, detector: Detector
 ) -> NDArray[np.uint16]:
-    """Remove the dequantisation noise: (N, 1936) noised counts to (N, 44, 44) photon counts.
+    """Remove the dequantisation noise: (N, D) noised counts to (N, R, K) photon counts.
 
     ``floor`` undoes the noise exactly where the noised sum was exact. ``shift-floor`` subtracts
     half the noise first. With ``-rescale`` the counts are then scaled to the photon sum (N, 1)
@@ -91,19 +87,19 @@ def counts_from_noised(
         counts = torch.floor(counts * photon_sum / total)
     # a fibre cannot hold more than all photons; that these fit uint16 is checked on reading
     counts = counts.clamp_(max=np.iinfo(np.uint16).max)
-    return counts.reshape(-1, *SHAPE).numpy().astype(np.uint16)
+    return counts.reshape(-1, *detector.shape).numpy().astype(np.uint16)
 
 
 def decode_responses(
-    x: Tensor, params: PreprocessingParams, photon_sum: NDArray[np.int64]
+    x: Tensor, params: PreprocessingParams, photon_sum: NDArray[np.int64], detector: Detector
 ) -> NDArray[np.uint16]:
-    """Generated samples (N, 1936) in flow space to (N, 44, 44) photon counts.
+    """Generated samples (N, D) in flow space to (N, R, K) photon counts.
 
     ``photon_sum`` (N,) is the photon sum that each sample was generated for.
     """
     total = torch.as_tensor(photon_sum, dtype=torch.float64).reshape(-1, 1)
-    noised = noised_from_flow(x.cpu(), params, total + DIM * params.noise / 2)
-    return counts_from_noised(noised, params, total)
+    noised = noised_from_flow(x.cpu(), params, total + detector.dim * params.noise / 2)
+    return counts_from_noised(noised, params, total, detector)
 
 
 def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.float64]:
@@ -118,13 +114,13 @@ def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.fl
     if params.conditions == "impact":
         energy = events.features[:, FEATURES.index("energy"), None]
         columns += [np.log1p(photons), np.log1p(energy)]
-        half = FACE / 2
-        knots = np.linspace(-half, half, params.impact_grid)
-        width = knots[1] - knots[0]
+        side = np.array(events.detector.face[::-1])  # along x, along y
+        knots = np.stack([np.linspace(-s / 2, s / 2, params.impact_grid) for s in side])
+        width = knots[:, 1:2] - knots[:, :1]
         with np.errstate(divide="ignore", invalid="ignore"):  # pz = 0 never arrives
-            point = impact_point(events.features)
+            point = impact_point(events.features, events.detector)
         # far off the face all functions are zero
-        point = np.clip(np.nan_to_num(point, nan=np.inf), -4 * FACE, 4 * FACE)
+        point = np.clip(np.nan_to_num(point, nan=np.inf), -4 * side, 4 * side)
         rbf = np.exp(-0.5 * ((point[:, :, None] - knots) / width) ** 2)
         columns.append((rbf[:, 1, :, None] * rbf[:, 0, None, :]).reshape(len(events), -1))
     return np.concatenate(columns, axis=1)

@@ -62,7 +62,7 @@ class Surrogate:
     def generate(
         self, events: Events, seed: int, batch: int, progress: bool = False
     ) -> NDArray[np.uint16]:
-        """(N, 44, 44) responses, one for the particle and photon sum of each event.
+        """(N, R, K) responses, one for the particle and photon sum of each event.
 
         The same seed, batch size and device give the same responses.
 
@@ -87,7 +87,7 @@ class Surrogate:
                     f"generate: a sample from number {start} on is not finite; "
                     "was the flow trained to the end?"
                 )
-            parts.append(decode_responses(x, self.preprocessing, photon_sum[here]))
+            parts.append(decode_responses(x, self.preprocessing, photon_sum[here], events.detector))
         return np.concatenate(parts)
 
 

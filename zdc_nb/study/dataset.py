@@ -14,7 +14,7 @@ from typing import Any
 
 import uproot
 
-from zdc_nb.data.events import Events, select_subset, split_events, thin
+from zdc_nb.data.events import Events, cap, select_subset, split_events
 from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
 from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
 from zdc_nb.data.simulation import VERSION, simulate
@@ -293,7 +293,7 @@ def study_split(study: Study, subset: Subset, events: Events) -> tuple[Events, E
         events = select_subset(events, subset)
         if subset in study.data.max_responses:
             seed = derive_seed(study.seed, "thin", subset)
-            events = thin(events, study.data.max_responses[subset], seed)
+            events = cap(events, study.data.max_responses[subset], seed)
         return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
     except ValueError as error:
         source = study.data.file or _kept(study)

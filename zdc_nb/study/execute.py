@@ -36,7 +36,7 @@ from zdc_nb.params import UserError, load_study
 from zdc_nb.storage import exclusive
 from zdc_nb.study.stages import stages_of
 
-__all__ = ["execute", "main"]
+__all__ = ["execute", "follow", "main"]
 
 _ENGINE = "zdc_nb"
 
@@ -116,7 +116,7 @@ class _Lines:
         """Nothing to do: what is whole is printed."""
 
 
-def _follow(parent: int) -> None:
+def follow(parent: int) -> None:
     """Stop this process as soon as ``parent`` is no more: without it, nobody waits for the job."""
 
     def watch() -> None:
@@ -186,7 +186,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, help="process without which this one stops")
     options = parser.parse_args()
     if options.parent:
-        _follow(options.parent)
+        follow(options.parent)
     stages = {stage.name: stage for stage in stages_of(load_study(options.study))}
     if options.stage not in stages:
         raise UserError(f"{options.stage}: no such stage; expected one of {', '.join(stages)}")

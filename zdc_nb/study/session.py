@@ -27,17 +27,18 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.conclusions import as_list
-from zdc_nb.evaluation.figures import choose_examples, save_figure
-from zdc_nb.evaluation.metrics import (
+from zdc_nb.evaluation import (
     BASELINES,
     baseline_evaluations,
     dataset_sizes,
     evaluate_runs,
-    ignorant_runs,
     matched_runs,
-    reference_runs,
+    resimulated_runs,
+    unconditional_runs,
+    what_can_be_evaluated,
 )
+from zdc_nb.evaluation.conclusions import as_list
+from zdc_nb.evaluation.figures import choose_examples, save_figure
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
@@ -173,6 +174,20 @@ class Session:
         sizes = [dataset_sizes(subset, *self.split(subset)) for subset in self.study.subsets]
         return pd.concat(sizes, ignore_index=True)
 
+    def what_can_be_done(self) -> str:
+        """What the data of the study cannot be evaluated with, as a Markdown list.
+
+        Raises :class:`zdc_nb.data.validation.EventFileError` where a data set cannot be split.
+        """
+        found: dict[str, list[str]] = {}
+        for subset in self.study.subsets:
+            train, _, test = self.split(subset)
+            for sentence in what_can_be_evaluated(train, test).left_out:
+                found.setdefault(sentence, []).append(subset)
+        if not found:
+            return "Every data set can be trained on, and evaluated with all metrics and baselines."
+        return as_list(f"**{', '.join(names)}**: {said}" for said, names in found.items())
+
     def data_sentences(self) -> str:
         """Where the data come from and what came of their rows, as a Markdown list."""
         report = data_report(self.study)
@@ -307,18 +322,24 @@ class Session:
     def baseline_look(self) -> tuple[Events, dict[str, NDArray[np.uint16]]]:
         """A few test events, and what each baseline answers them with."""
         train, _, test = self.split(self.subset)
-        draws = (reference_runs, matched_runs, ignorant_runs)
+        draws = dict(
+            zip(BASELINES, (resimulated_runs, matched_runs, unconditional_runs), strict=True)
+        )
         found = {
-            name: draw(train, test, 1, self.study.seed)
-            for name, draw in zip(BASELINES, draws, strict=True)
+            name: draws[name](train, test, 1, self.study.seed)
+            for name in what_can_be_evaluated(train, test).baselines
         }
         # the first two leave out particles without a training response
-        answered = found["reference"].test
-        chosen = choose_examples(answered, self.study.evaluation.figure_particles)
-        place = np.flatnonzero(np.isin(test.particle, train.particle))[chosen]
-        rows = {"reference": chosen, "reference+sum": chosen, "ignorant": place}
-        return answered[chosen], {
-            name: next(iter(baseline.generations))[rows[name]] for name, baseline in found.items()
+        least = min((baseline.test for baseline in found.values()), key=len)
+        chosen = choose_examples(least, self.study.evaluation.figure_particles)
+        all_rows = np.arange(len(test))
+        if len(least) < len(test):
+            all_rows = np.flatnonzero(np.isin(test.particle, train.particle))
+        return least[chosen], {
+            name: next(baseline.generations)[
+                chosen if len(baseline.test) == len(least) else all_rows[chosen]
+            ]
+            for name, baseline in found.items()
         }
 
     def evaluate(self, name: str) -> pd.DataFrame:

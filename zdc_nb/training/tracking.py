@@ -129,7 +129,14 @@ def _wandb_run(study: Study, stage: str, resume: bool) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     # else its service logs to ~/.cache; read once, when wandb is first set up
     os.environ.setdefault("WANDB_CACHE_DIR", str(study.reports / "wandb" / "cache"))
-    import wandb  # noqa: PLC0415 - a study without it shall not wait for it
+    try:
+        import wandb  # noqa: PLC0415 - an extra, which a study without it shall not wait for
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"tracking: wandb is set for study {study.name!r}, and the package wandb is not "
+            'installed: run `pip install --constraint constraints.txt --editable ".[wandb]"` in its '
+            "environment (.venv/bin/pip); or set `tracking: tensorboard` in the study file"
+        ) from error
 
     mode = wandb.setup().settings.mode
     # wandb itself would ask for a key, and a notebook in the grid has nobody to answer

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zdc_nb.data.events import Events
-from zdc_nb.detector.observables import channel_masks, diversity_weights
+from zdc_nb.detector import Detector, diversity_weights
 from zdc_nb.flows.maf_iaf import Flow, Student, Teacher, start_from_marginals, start_from_teacher
-from zdc_nb.generator.encoding import DIM, ConditionScaler, encode_responses
+from zdc_nb.generator.encoding import ConditionScaler, encode_responses
 from zdc_nb.generator.surrogate import DivergenceError, Surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import (
@@ -248,7 +248,8 @@ def train_teacher(
     scaler = ConditionScaler.fit(train, study.preprocessing)
     seed = derive_seed(study.seed, "teacher", subset)
     torch.manual_seed(seed)
-    flow = Teacher(DIM, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
+    dim = train.detector.dim
+    flow = Teacher(dim, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
     data = _Encoded(train, scaler, study.preprocessing, device)
     if study.flow.initialise == "data":
         generator = torch.Generator().manual_seed(seed)
@@ -260,7 +261,7 @@ def train_teacher(
 
     def nll(data: _Encoded, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x, condition = data(indices, generator)
-        return {"loss": -flow.log_prob(x, condition).mean() / DIM}
+        return {"loss": -flow.log_prob(x, condition).mean() / dim}
 
     fit = _Fit(
         flow,
@@ -290,7 +291,7 @@ class _Encoded:
         preprocessing: PreprocessingParams,
         device: torch.device,
     ) -> None:
-        self.light = events.light
+        self.photons = events.photons
         self.conditions = scaler(events, preprocessing).to(device)
         self.preprocessing = preprocessing
 
@@ -298,7 +299,7 @@ class _Encoded:
         return len(self.conditions)
 
     def __call__(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        counts = torch.from_numpy(self.light[indices.numpy()].toarray().astype(np.int32))
+        counts = torch.from_numpy(self.photons[indices.numpy()].toarray().astype(np.int32))
         x, _ = encode_responses(counts, self.preprocessing, generator)
         return x.to(self.conditions.device), self.conditions[indices]
 
@@ -323,10 +324,10 @@ def _mean_over(
 # --- Student ------------------------------------------------------------------------------------
 
 
-def channel_fractions(x: Tensor) -> Tensor:
-    """(N, 5) shares of the light in the five channels, from flow space x (N, D) (for eq. 2)."""
+def channel_fractions(x: Tensor, detector: Detector) -> Tensor:
+    """(N, C) shares of the light in the detector's channels, from flow space x (N, D) (for eq. 2)."""
     light = torch.sigmoid(x)
-    masks = torch.from_numpy(channel_masks().reshape(5, -1)).to(x)
+    masks = torch.tensor(detector.masks.reshape(-1, detector.dim)).to(x)
     return (light / light.sum(1, keepdim=True)) @ masks.T
 
 
@@ -341,7 +342,7 @@ def _average(each: list[Tensor], n: int) -> Tensor:
 
 
 def distillation_terms(
-    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor
+    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor, detector: Detector
 ) -> dict[str, Tensor]:
     """The terms of :data:`DISTILLATION_TERMS` for each sample, (N,) each.
 
@@ -352,6 +353,8 @@ def distillation_terms(
         z -(student)-> x' -(teacher)-> z'.
     condition
         (N, C), of both loops.
+    detector
+        whose channels are compared.
     """
     n = len(x)
     with torch.no_grad():
@@ -361,7 +364,8 @@ def distillation_terms(
     copy = [end[:, :n] for end in both.ends]
     drawn = [end[:, n:] for end in both.ends]
     back = teacher.passage(drawn[0].T, condition, match=(both, n))
-    channels = (channel_fractions(copy[0].T) - channel_fractions(x)).square().sum(1)
+    shares = [channel_fractions(light, detector) for light in (copy[0].T, x)]
+    channels = (shares[0] - shares[1]).square().sum(1)
 
     def between(a: list[Tensor], b: list[Tensor]) -> Tensor:
         pairs = zip(a[1:-1], b[1:-1], strict=True)
@@ -421,7 +425,7 @@ def distil_student(
     seed = derive_seed(study.seed, "student", subset)  # the same draws in every setup
     torch.manual_seed(seed)
     master = teacher.flow.to(device).eval().requires_grad_(False)
-    student = Student(DIM, master.context, study.flow, seed=0)
+    student = Student(master.dim, master.context, study.flow, seed=0)
     start_from_teacher(student, master, everything=study.flow.initialise == "data")
     student.to(device)
     params = study.student
@@ -430,7 +434,7 @@ def distil_student(
     if "div" in setup.split("+"):
         weights = torch.from_numpy(
             diversity_weights(
-                train.light, train.particle, params.diversity_epsilon, params.diversity_mean_one
+                train.photons, train.particle, params.diversity_epsilon, params.diversity_mean_one
             ).astype(np.float32)
         )
     data = _Encoded(train, teacher.scaler, study.preprocessing, device)
@@ -441,7 +445,7 @@ def distil_student(
     ) -> dict[str, Tensor]:
         x, condition = data(indices, generator)
         z = torch.randn(x.shape, generator=generator).to(device)
-        terms = distillation_terms(master, student, x, z, condition)
+        terms = distillation_terms(master, student, x, z, condition, train.detector)
         loss = combined_loss(terms, weights[indices].to(device), channel_weight)
         return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
@@ -478,7 +482,9 @@ def likelihood_step(surrogate: Surrogate, events: Events, seed: int) -> Callable
     teacher = surrogate.flow
     if not isinstance(teacher, Teacher):
         raise TypeError("likelihood_step: expected a teacher")
-    return _step(surrogate, events, seed, lambda x, _, c: -teacher.log_prob(x, c).mean() / DIM)
+    return _step(
+        surrogate, events, seed, lambda x, _, c: -teacher.log_prob(x, c).mean() / teacher.dim
+    )
 
 
 def distillation_step(
@@ -491,7 +497,7 @@ def distillation_step(
     master.eval().requires_grad_(False)
 
     def loss(x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
-        terms = distillation_terms(master, flow, x, z, condition)
+        terms = distillation_terms(master, flow, x, z, condition, events.detector)
         return combined_loss(terms, torch.ones(len(x), device=x.device), 0.0)
 
     return _step(student, events, seed, loss)

@@ -1,0 +1,166 @@
+"""Tables 1 and 2, relative changes, and the published tables beside them.
+
+A metric that no model has on a subset is left out of its rows, as where no particle is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from zdc_nb.data.events import Events
+from zdc_nb.evaluation.baselines import RESIMULATED
+from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
+from zdc_nb.params import SETUPS, SUBSETS
+
+__all__ = [
+    "MODELS",
+    "SHAPE_MODELS",
+    "dataset_sizes",
+    "published_table",
+    "relative_changes",
+    "table1",
+    "table2",
+]
+
+MODELS = ("reference", "ignorant", "teacher", *SETUPS)
+"""Rows of Table 1."""
+
+SHAPE_MODELS = ("reference", "teacher", "bs", "bs+ch+div")
+"""Rows of Table 2."""
+
+
+def dataset_sizes(subset: str, train: Events, validation: Events, test: Events) -> pd.DataFrame:
+    """How many responses, and how many unique particles, each part of a subset's split holds.
+
+    A row for each part, with the columns subset, part (train, validation, test), responses and
+    particles.
+    """
+    parts = {"train": train, "validation": validation, "test": test}
+    rows = [
+        (subset, name, len(part), len(np.unique(part.particle))) for name, part in parts.items()
+    ]
+    return pd.DataFrame(rows, columns=["subset", "part", "responses", "particles"])
+
+
+def table1(evaluations: pd.DataFrame, models: Sequence[str] = MODELS) -> pd.DataFrame:
+    """Table 1: mean and standard deviation over the runs.
+
+    Parameters
+    ----------
+    evaluations
+        tidy frame of :func:`~zdc_nb.evaluation.metrics.evaluate_runs`, of any number of subsets and models.
+    models
+        which models to show; those that ``evaluations`` does not have are passed over.
+
+    Returns
+    -------
+    Columns subset, model, metric, mean, std (of a single run, ddof = 1), runs; subsets and
+    metrics in the order of the paper, models in the order given.
+
+    Raises
+    ------
+    EvaluationError
+        naming what is not finite, or missing beside the rest.
+    """
+    return _summary(evaluations, models, METRICS)
+
+
+def table2(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Table 2: the eight errors of shower centre and radius.
+
+    As :func:`table1`, with the columns subset, model, quantity, error, mean, std, runs and the
+    models of :data:`SHAPE_MODELS`.
+    """
+    table = _summary(evaluations, SHAPE_MODELS, SHAPE_METRICS)
+    names = [metric.split(" ") for metric in table["metric"]]
+    table = table.assign(quantity=[name[0] for name in names], error=[name[1] for name in names])
+    return table[["subset", "model", "quantity", "error", "mean", "std", "runs"]]
+
+
+def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.DataFrame:
+    """Change of each metric of Table 1 against a baseline model.
+
+    The change is the ratio of the means over the runs, less 1. Its uncertainty is the standard
+    error of that ratio, to first order: ratio * std(a_k / mean(a) - b_k / mean(b)) / sqrt(runs).
+    Taken run by run it is right whether or not the two models start from the same random numbers
+    in run k. It covers the noise of generation alone, for one test set and one training of each
+    model: how much a metric moves when a model is trained again from another seed is not in it,
+    and may well be larger.
+
+    Parameters
+    ----------
+    evaluations
+        tidy frame of :func:`~zdc_nb.evaluation.metrics.evaluate_runs`, the baseline with all runs that the others have.
+    baseline
+        the model to compare with.
+
+    Returns
+    -------
+    Columns subset, model, metric, change, uncertainty, both in per cent of the baseline's mean;
+    a negative change is an improvement. The trained models but the baseline, in the order of
+    :data:`MODELS`; no rows at all where there is no baseline.
+
+    Raises
+    ------
+    EvaluationError
+        where a change is not finite, naming subset, model and metric.
+    """
+    trained = evaluations["model"].isin(["teacher", *SETUPS])
+    shown = evaluations[evaluations["metric"].isin(METRICS) & trained]
+    base = shown[shown["model"] == baseline].drop(columns="model")
+    pairs = shown[shown["model"] != baseline].merge(
+        base, on=["subset", "metric", "run"], suffixes=("", "_base")
+    )
+    groups = pairs.groupby(["subset", "model", "metric"])[["value", "value_base"]]
+    means = groups.transform("mean")
+    ratio = means["value"] / means["value_base"]
+    scatter = ratio * (pairs["value"] / means["value"] - pairs["value_base"] / means["value_base"])
+    changes = (
+        pairs[["subset", "model", "metric"]]
+        .assign(change=100 * (ratio - 1), uncertainty=100 * scatter)
+        .groupby(["subset", "model", "metric"])
+        .agg(change=("change", "mean"), uncertainty=("uncertainty", "sem"))
+    )
+    order = [key for key in product(SUBSETS, MODELS, METRICS) if key in changes.index]
+    return require_finite(changes.loc[order].reset_index(), "change", "uncertainty")
+
+
+def published_table(number: Literal[1, 2]) -> pd.DataFrame:
+    """The paper's Table 1 or 2: the columns of ours but ``runs``, made on ALICE's own data."""
+    source = resources.files("zdc_nb.evaluation") / "published" / f"published_table{number}.csv"
+    with source.open("r", encoding="utf-8") as lines:
+        return pd.read_csv(lines)
+
+
+def _summary(
+    evaluations: pd.DataFrame, models: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    subsets = [subset for subset in SUBSETS if (evaluations["subset"] == subset).any()]
+    present = [model for model in models if (evaluations["model"] == model).any()]
+    values = require_finite(evaluations, "value").groupby(["subset", "model", "metric"])["value"]
+    summary = values.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
+    with_model = {(subset, model) for subset, model, _ in summary.index}
+    with_metric = {(subset, metric) for subset, _, metric in summary.index}
+    wanted = pd.MultiIndex.from_tuples(
+        [
+            (subset, model, metric)
+            for subset, model, metric in product(subsets, present, metrics)
+            if (subset, metric) in with_metric
+            and ((subset, model) in with_model or model not in RESIMULATED)
+        ],
+        names=["subset", "model", "metric"],
+    )
+    missing = wanted[~wanted.isin(summary.index)]
+    if len(missing):
+        subset, model, metric = missing[0]
+        raise EvaluationError(
+            f"{len(missing)} entries are missing from the table, the first: "
+            f"subset {subset!r}, model {model!r}, metric {metric!r}"
+        )
+    return require_finite(summary.loc[wanted].reset_index(), "mean", "std")
