@@ -10,129 +10,72 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import nbformat
 import pandas as pd
+import yaml
 from markupsafe import Markup
-from nbconvert.exporters import HTMLExporter
-from nbconvert.filters import clean_html, markdown2html
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-from pydantic import BaseModel, JsonValue
+from pandas.io.formats.style import Styler
+from pydantic import BaseModel
 
-from zdc_nb.evaluation import METRICS, MODELS, published_table
-from zdc_nb.evaluation.conclusions import ablation_findings, shape_findings
-from zdc_nb.params import SETUPS, SUBSETS, Study, load_study, notebook_names, project_root
+from zdc_nb.params import Study, UserError, load_study
 from zdc_nb.storage import write_text
-from zdc_nb.study.runs import Record, changed_parameters, load_records
-from zdc_nb.study.speed import engine_findings, speed_findings
+from zdc_nb.study.runs import Record, load_records
+from zdc_nb.study.stages import Stage, stages_of
+from zdc_nb.study.status import complete_mark, outdated
 
-__all__ = ["build_index", "describe_failures", "failed_pages", "unfinished_stages"]
+__all__ = ["build_index", "describe_failures", "failed_pages"]
 
+UNSTEADY = 0.2
+"""Spread of the timed runs, (q75 - q25) / median, from which the page warns of times."""
 
-CAPTIONS = {
-    "01_repeats": "What is to be learned: each row shows responses to one and the same particle, "
-    "simulated again and again.",
-    "01_spectra": "The data: energy of the particle and photon sum of every response, by species.",
-    "03_samples-{subset}-{setup}": "Responses of the test set ({subset}) beside two that the "
-    "student {setup} generated for the same particle and photon sum. The two differ, as two "
-    "simulations of one particle do.",
-    "04_table1": "The three metrics of Table 1 for every model and data set, beside the published "
-    "values, which were made on other data.",
-    "04_relative_changes": "How much each setup changes the metrics against bs. The bars hold the "
-    "noise of generation alone, not that of training again.",
-    "04_loss_terms-{subset}": "The terms of the students' loss during training ({subset}): what "
-    "each setup does to all of them, also to those that it does not minimise.",
-    "05_shape_distributions": "Shower centre and radius of all test responses, and of those that "
-    "each model generated.",
-    "05_particles": "Mean and variance of shower centre and radius, particle by particle "
-    "({subset}): generated against simulated.",
-    "06_speed": "Time to generate one response by the number generated at once.",
-}
-"""Figures of the index page, in this order, and what each shows."""
+BUSY = 0.5
+"""Cores that other processes used meanwhile, from which the page warns of times."""
 
 
-MADE_BY = {
-    "table1": "04_ablations",
-    "baselines": "04_ablations",
-    "relative_changes": "04_ablations",
-    "reference_left_out": "04_ablations",
-    "datasets": "04_ablations",
-    "table2": "05_shower_shapes",
-    "speed": "06_speed",
-    "training_speed": "06_speed",
-}
-"""Tables of the index page, and the stage that makes each."""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A number with its standard deviation, and whether it is the best of the four setups."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Rows of a table under one heading: a model each, with a cell for each column."""
-
-    heading: str
-    rows: list[tuple[str, list[_Cell]]]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A table of results as the page shows it."""
-
-    columns: list[str]
-    blocks: list[_Block]
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """How a notebook ended: ``cell`` is None where it has no error of its own."""
-
-    cell: int | None
-    error: str
-    traceback: str
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One notebook of the study and how far it came.
+@dataclass
+class State:
+    """How far one stage of the study came.
 
     Attributes
     ----------
     state
-        ``done``, ``failed``, ``stopped`` (without an error of its own: killed, or the machine went
-        down), ``running`` or ``not run``; ``failed in an earlier run`` and ``stopped in an earlier
-        run``, where a stage before it kept it from being run again; ``of other parameters`` and
-        ``outdated``, where what it has left is of parameters that the study had before, or a stage
-        that it needs is not done.
-    page, notebook, log
-        its page, the notebook as far as it came and its log, below ``study.reports``, where they
-        are there.
+        ``done``, ``failed``, ``stopped`` (without an error of its own), ``running`` or ``not run``;
+        ``failed in an earlier run`` and ``stopped in an earlier run``, where a stage before it kept
+        it from being run again; ``of other parameters`` and ``outdated``, where it was done and is
+        to be done again, see :func:`zdc_nb.study.status.outdated`.
     why
-        for the last two states: the parameters, or the stages.
+        the error, what stopped it, or why it is outdated.
+    cell, traceback
+        of an error: the number of the cell, from 1, and what the notebook shows.
+    notebook, page, log, full_traceback
+        below ``study.reports``; None where there is no such file.
+    started, duration
+        of the executed notebook; the second is None until it is done.
     """
 
-    name: str
-    title: str
+    stage: Stage
     state: str
-    start: datetime | None
-    duration: timedelta | None
-    page: str | None
-    notebook: str | None
-    log: str | None
-    failure: _Failure | None
-    record: Record | None
     why: str = ""
+    cell: int | None = None
+    traceback: str = ""
+    notebook: str | None = None
+    page: str | None = None
+    log: str | None = None
+    full_traceback: str | None = None
+    started: datetime | None = None
+    duration: timedelta | None = None
+    record: Record | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self.stage.name
 
 
 def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
@@ -155,18 +98,13 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     Path
         ``index.html`` below ``study.reports``.
     """
-    stages, wrong_records = _stages(study, ended)
-    tables = {name: _read_table(study, name) for name in MADE_BY}
-
-    def made(layout: Callable[..., Any], *names: str) -> Any:
-        """Something made from tables; None if one of them is missing."""
-        frames = [tables[name] for name in names]
-        return None if any(frame is None for frame in frames) else layout(*frames)
-
-    begun = [stage.start for stage in stages if stage.start]
-    ends = [s.start + s.duration for s in stages if s.start and s.duration is not None]
-    elapsed = round((max(ends) - min(begun)).total_seconds()) if ends else None
-    recorded = {stage.name: stage.record for stage in stages if stage.record}
+    states, notes = _states(study, ended)
+    made_by = {table: state for state in states for table in state.stage.row.tables}
+    files = {name: study.reports / "tables" / f"{name}.csv" for name in made_by}
+    tables = {name: pd.read_csv(path) for name, path in files.items() if path.is_file()}
+    begun = [state.started for state in states if state.started]
+    ends = [s.started + s.duration for s in states if s.started and s.duration is not None]
+    records = {state.name: state.record for state in states if state.record}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zdc_nb.study"),
         autoescape=True,
@@ -177,70 +115,48 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     page = environment.get_template("index.html.j2").render(
         study=study,
         file=Path(file).as_posix(),
-        table1_findings=made(
-            lambda *frames: _html(ablation_findings(*frames)),
-            *("table1", "baselines", "relative_changes"),
-        ),
-        table2_findings=made(lambda frame: _html(shape_findings(frame)), "table2"),
-        speed_findings=made(lambda frame: _html(speed_findings(frame)), "speed"),
-        engine_findings=made(lambda frame: _html(engine_findings(frame)), "training_speed"),
-        table1=made(_table1_layout, "table1"),
-        table1_published=_table1_layout(published_table(1)),
-        table2=made(_table2_layout, "table2"),
-        table2_published=_table2_layout(published_table(2)),
-        speed=made(_speed_layout, "speed"),
-        runs=study.evaluation.runs,
-        datasets=made(_dataset_rows, "datasets"),
-        left_out=made(lambda frame: frame.to_dict("records"), "reference_left_out"),
-        figures=list(_figures(study, stages)),
+        stages=states,
+        notes=notes,
+        unfinished=[state for state in states if state.state != "done"],
+        made_by=made_by,
+        maker={state.name[:2]: state for state in states},  # of many, the last
+        there=set(tables),
+        shown=_shown(tables),
+        busy=_busy(tables),
+        left_out=tables.get("reference_left_out", pd.DataFrame()).to_dict("records"),
+        figures={path.stem for path in (study.reports / "figures").glob("*.png")},
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
-        parameters=list(_parameters(study)),
-        stages=stages,
-        unfinished=[stage for stage in stages if stage.state != "done"],
-        made_by={
-            name: stage for name in MADE_BY for stage in stages if stage.name == MADE_BY[name]
-        },
+        parameters=_parameters(study),
         started=min(begun) if begun else None,
-        elapsed=None if elapsed is None else timedelta(seconds=elapsed),
-        wrong_records=wrong_records,
-        run_with=_run_with(recorded),
-        versions=_versions(recorded),
-        disagreements=list(_disagreements(recorded)),
-        data=_data(recorded),
+        elapsed=timedelta(seconds=round((max(ends) - min(begun)).total_seconds())) if ends else "",
+        data=_data(records),
+        **_run_with(records),
     )
     index = study.reports / "index.html"
     write_text(page, index)
     return index
 
 
-# --- Stages and failures ------------------------------------------------------------------------
-
-
-def unfinished_stages(study: Study) -> list[str]:
-    """Names of the study's stages whose state is anything but done, see the page."""
-    return [stage.name for stage in _stages(study)[0] if stage.state != "done"]
-
-
 def describe_failures(study: Study, ended: bool = False) -> str:
-    """What stopped each of the study's notebooks that did not succeed: error, where to look.
+    """What stopped each of the study's stages that did not succeed, and where to look.
 
     Not those of earlier runs. With ``ended`` as for :func:`build_index`.
     """
     found = []
-    for stage in _stages(study, ended)[0]:
-        if stage.state not in ("failed", "stopped"):
+    for state in _states(study, ended)[0]:
+        if state.state not in ("failed", "stopped"):
             continue
-        if stage.failure and stage.failure.cell:
-            text = (
-                f"{stage.name} failed in cell {stage.failure.cell}\n{stage.failure.traceback}\n\n"
-                f"{stage.failure.error}"
-            )
-        else:
-            log = study.reports / "logs" / f"{stage.name}.log"
-            text = f"{stage.name} stopped without an error of its own; see {log}"
-        if stage.notebook:
-            text += f"\nThe notebook as far as it came: {study.reports / stage.notebook}"
-        found.append(text)
+        lines = [f"{state.name} {state.state}: {state.why}"]
+        shown = state.traceback.rstrip().splitlines()
+        if len(shown) > 1:  # else it is the error itself
+            lines += ["    ...", *(f"    {line}" for line in shown[-5:])]
+        places = {
+            "Its whole traceback": state.full_traceback,
+            "The notebook as far as it came": state.notebook,
+            "Its log": None if state.cell or not state.notebook else state.log,
+        }
+        lines += [f"{what}: {study.reports / path}" for what, path in places.items() if path]
+        found.append("\n".join(lines))
     return "\n\n".join(found)
 
 
@@ -250,352 +166,284 @@ def failed_pages(study: Study) -> list[Path]:
     Pages of failures that are no more are removed. A notebook whose file cannot be read, as when
     the disk was full, has no page.
     """
-    exporter = HTMLExporter()
-    # of a progress bar only what it came to
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     made = []
-    for name in notebook_names(study):
-        path = _kept(study, name, ".failed")
-        notebook = _read_notebook(path)
-        if notebook is not None:
-            resources = {"metadata": {"name": path.stem}}
-            body, _ = exporter.from_notebook_node(notebook, resources)
-            made.append(study.reports / "html" / f"{path.stem}.html")
+    for stage in stages_of(study):
+        failed = stage.executed.with_suffix(".failed.ipynb")
+        if _read_notebook(failed):
+            from nbconvert.exporters import HTMLExporter  # noqa: PLC0415 - slow to import
+
+            # of a progress bar only what it came to
+            coalesce = ["nbconvert.preprocessors.CoalesceStreamsPreprocessor"]
+            body, _ = HTMLExporter(preprocessors=coalesce).from_filename(str(failed))
+            made.append(study.reports / "html" / f"{failed.stem}.html")
             write_text(body, made[-1])
     for stale in {*(study.reports / "html").glob("*.failed.html")} - {*made}:
         stale.unlink()
     return made
 
 
-def _kept(study: Study, name: str, suffix: str = "") -> Path:
-    """Where the grid keeps an executed notebook: ``.running``, ``.failed``, or done."""
-    return study.reports / "notebooks" / f"{name}{suffix}.ipynb"
+# --- Stages -------------------------------------------------------------------------------------
 
 
-def _read_notebook(path: Path) -> Any:
-    """A notebook; None where there is none, or one whose writing was cut off."""
+def _states(study: Study, ended: bool = False) -> tuple[list[State], list[str]]:
+    """The stages in the order of the table, and what is wrong with their records."""
+    records, notes = load_records(study, ended)
+    notes = [f"A record was left out: {note}" for note in notes]
     try:
-        notebook = nbformat.read(path, as_version=4)
-        return notebook if notebook.cells else None
-    except Exception:  # noqa: BLE001 - nbformat raises almost anything on what is no notebook
-        return None
+        again = outdated(study)
+    except (UserError, ValueError, OSError) as error:  # the data are gone
+        again = {}
+        notes.append(f"Whether the stages are of these parameters and data cannot be told: {error}")
+    states: dict[str, State] = {}
+    for stage in stages_of(study):
+        state = states[stage.name] = _state(stage, records.get(stage.name))
+        if state.state == "done" and (why := again.get(stage.name)):
+            parameters = why.removeprefix("other parameters: ")
+            state.state = "outdated" if parameters == why else "of other parameters"
+            state.why = parameters
+        elif state.state in ("failed", "stopped"):
+            # nothing is run before what it needs is done; that may be outdated by now
+            were_done = ("done", "of other parameters", "outdated")
+            if any(states[needed.name].state not in were_done for needed in stage.needs):
+                state.state += " in an earlier run"
+    return list(states.values()), notes
 
 
-def _failure(path: Path) -> _Failure:
-    """How the notebook at ``path``, which did not succeed, ended."""
-    notebook = _read_notebook(path)
-    if notebook is None:
-        return _Failure(None, "its notebook was not written to the end", "")
-    for number, cell in enumerate(notebook.cells, start=1):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error" and output.ename != "KeyboardInterrupt":
-                # without the codes that colour it in a terminal
-                traceback = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", "\n".join(output.traceback))
-                return _Failure(number, f"{output.ename}: {output.evalue}", traceback)
-    return _Failure(None, "it stopped without an error of its own", "")
-
-
-def _stages(study: Study, ended: bool = False) -> tuple[list[_Stage], list[str]]:
-    """The stages in the order of the grid, and what is wrong with their records."""
-    records, wrong = load_records(study, ended)
-    stages: list[_Stage] = []
-    for name in notebook_names(study):
-        stage = _stage(study, name, records.get(name))
-        stages.append(_compared(study, stage, [s for s in stages if _needs(stage, s)]))
-    return stages, wrong
-
-
-def _needs(stage: _Stage, other: _Stage) -> bool:
-    """Whether a stage reads what another has left, itself or by way of a third."""
-    number, before = stage.name[:2], other.name[:2]
-    if number == "03" and before == "02":
-        return stage.name.split("-")[1] == other.name.split("-")[1]
-    # the last three read everything but each other
-    return before < min(number, "04")
-
-
-def _compared(study: Study, stage: _Stage, needed: Sequence[_Stage]) -> _Stage:
-    """A stage, its state seen beside the study's parameters and the stages that it needs."""
-    if stage.state in ("failed", "stopped"):
-        # nothing is run before what it needs is done; but a stage that is done may be outdated
-        # for the page and not for the grid
-        was_run = all(s.state in ("done", "of other parameters", "outdated") for s in needed)
-        return stage if was_run else replace(stage, state=f"{stage.state} in an earlier run")
-    # the record of a run by hand that was stopped says nothing of the notebook that is there
-    if stage.state != "done" or stage.record is None or stage.record.status != "done":
-        return stage
-    changed = changed_parameters(stage.record, study)
-    if changed:
-        return replace(stage, state="of other parameters", why=", ".join(changed))
-    undone = [s.name for s in needed if s.state != "done"]
-    if undone:
-        more = f" and {len(undone) - 1} more" if len(undone) > 1 else ""
-        return replace(stage, state="outdated", why=f"{undone[0]}{more} not done")
-    return stage
-
-
-def _stage(study: Study, name: str, record: Record | None) -> _Stage:
-    done, failed, running = (_kept(study, name, suffix) for suffix in ("", ".failed", ".running"))
-    failure = None
-    if failed.is_file():
-        kept: Path | None = failed
-        failure = _failure(failed)
-        state = "stopped" if failure.cell is None else "failed"
-    elif done.is_file():
-        kept, state = done, "done"
-    elif record is not None and record.status == "running":
-        kept, state = None, "running"
-    elif running.is_file() or (record is not None and record.status == "stopped"):
-        kept, state = running if running.is_file() else None, "stopped"
-    else:
+def _state(stage: Stage, record: Record | None) -> State:
+    """How far a stage came by itself."""
+    done = stage.executed
+    failed, running = (done.with_suffix(f".{how}.ipynb") for how in ("failed", "running"))
+    kept = next((path for path in (failed, done, running) if path.is_file()), None)
+    state = State(stage, "stopped", record=record)
+    if kept == done:
+        state.state = "done"
+    elif kept != failed and record is not None and record.status == "running":
+        state.state = "running"
+    elif kept is None and (record is None or record.status != "stopped"):
         # what a run by hand has recorded is not this notebook's
-        kept, state, record = None, "not run", None
-    notebook = _read_notebook(kept) if kept else None
-    ran = notebook.metadata.get("papermill", {}) if notebook else {}
-    start = datetime.fromisoformat(ran["start_time"]) if ran.get("start_time") else None
-    seconds = ran.get("duration") if state == "done" else None
-    source = project_root() / "notebooks" / f"{name.partition('-')[0]}.ipynb"
-    return _Stage(
-        name,
-        _title(notebook or _read_notebook(source)),
-        state,
-        start or (record.started if record else None),
-        None if seconds is None else timedelta(seconds=round(seconds)),
-        page=_below(study, study.reports / "html" / f"{(kept or done).stem}.html"),
-        notebook=_below(study, kept) if kept else None,
-        log=_below(study, study.reports / "logs" / f"{name}.log"),
-        failure=failure,
-        record=record,
-    )
+        state.state, state.record = "not run", None
+    notebook = _read_notebook(kept) if kept and state.state != "running" else {}
+    if state.state == "stopped":
+        _explain(state, kept, notebook)
+    ran = notebook.get("metadata", {}).get("papermill", {})
+    if ran.get("start_time"):
+        state.started = datetime.fromisoformat(ran["start_time"])
+    elif state.record:
+        state.started = state.record.started
+    if state.state == "done" and ran.get("duration") is not None:
+        state.duration = timedelta(seconds=round(ran["duration"]))
+    folder = stage.study.reports
+    places = {
+        "notebook": kept or done,
+        "page": folder / "html" / f"{(kept or done).stem}.html",
+        "log": folder / "logs" / f"{stage.name}.log",
+        "full_traceback": folder / "logs" / f"{stage.name}.traceback",
+    }
+    if not state.cell:
+        del places["full_traceback"]
+    for name, path in places.items():
+        if path.is_file():
+            setattr(state, name, path.relative_to(folder).as_posix())
+    return state
 
 
-def _below(study: Study, path: Path) -> str | None:
-    """``path`` from the page's folder, if there is such a file."""
-    return path.relative_to(study.reports).as_posix() if path.is_file() else None
+def _explain(state: State, kept: Path | None, notebook: Mapping[str, Any]) -> None:
+    """Find what stopped a stage: the error in its notebook, or what its record tells."""
+    for number, cell in enumerate(notebook.get("cells", []), start=1):
+        for output in cell.get("outputs", []):
+            name = output.get("ename", "")
+            if output["output_type"] == "error" and "Interrupt" not in name:
+                state.state, state.cell = "failed", number
+                state.why = f"{name}: {output['evalue']}"
+                # without the codes that colour it in a terminal
+                text = "\n".join(output["traceback"])
+                state.traceback = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+                return
+    record = state.record
+    told = record.facts.get("stopped") if record and record.status == "stopped" else None
+    if told:
+        state.why = str(told)
+    elif kept and not notebook:
+        state.why = "its notebook was not written to the end"
+    elif kept:
+        state.why = "without an error of its own; its process was killed, or the machine went down"
+    elif "models" in state.stage.row.artefacts:
+        state.why = (
+            "was stopped before its training began, or between steps; the same command goes on"
+        )
+    else:
+        state.why = "was stopped; the same command goes on"
 
 
-def _title(notebook: Any) -> str:
-    """The heading that a notebook opens with."""
-    cells = notebook.cells if notebook else []
-    return cells[0].source.split("\n")[0].lstrip("# ") if cells else ""
+def _read_notebook(path: Path) -> dict[str, Any]:
+    """A notebook; empty where there is none, or one whose writing was cut off."""
+    try:
+        notebook = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return notebook if isinstance(notebook, dict) and notebook.get("cells") else {}
 
 
-# --- Records ------------------------------------------------------------------------------------
+# --- Records and parameters ---------------------------------------------------------------------
 
 
-def _distinct(
-    records: Mapping[str, Record], value: Callable[[Record], str | None]
-) -> dict[str, list[str]]:
-    """Each value among the records, with the stages that have it."""
-    found: dict[str, list[str]] = {}
+def _run_with(records: Mapping[str, Record]) -> dict[str, Any]:
+    """``run_with`` and ``versions``: every value there is; ``disagreements``: of which stages."""
+    told: dict[str, dict[str, str | None]] = {}
     for stage, record in records.items():
-        found.setdefault(value(record) or "unknown", []).append(stage)
-    return found
-
-
-def _commit(record: Record) -> str:
-    if record.git is None:
-        return "not from a git repository"
-    return record.git.commit + (" with uncommitted changes" if record.git.dirty else "")
-
-
-def _machine(record: Record) -> str:
-    device = record.device
-    gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
-    return f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}"
-
-
-def _run_with(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
-    """What is the same for a whole study, if nothing changed: name and every value there is."""
-    values: dict[str, Callable[[Record], str | None]] = {
-        "study file": lambda record: record.study_file,
-        "seed": lambda record: str(record.seed),
-        "git commit": _commit,
-        "machine": _machine,
-    }
-    return [(name, list(_distinct(records, value))) for name, value in values.items()]
-
-
-def _version(package: str) -> Callable[[Record], str | None]:
-    return lambda record: record.versions.get(package)
-
-
-def _packages(records: Mapping[str, Record]) -> list[str]:
-    return list(dict.fromkeys(name for record in records.values() for name in record.versions))
-
-
-def _versions(records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
-    """Each package with every version of it that a stage ran with."""
-    return [(name, list(_distinct(records, _version(name)))) for name in _packages(records)]
-
-
-def _disagreements(records: Mapping[str, Record]) -> Iterator[tuple[str, dict[str, str]]]:
-    """What is not the same for all stages: its name, and the stages by value."""
-    values: dict[str, Callable[[Record], str | None]] = {
-        "seed": lambda record: str(record.seed),
-        "git commit": _commit,
-        **{f"version of {name}": _version(name) for name in _packages(records)},
-    }
-    found = {name: _distinct(records, value) for name, value in values.items()}
-    with_data = {stage: record for stage, record in records.items() if record.data}
-    data = _distinct(with_data, lambda record: json.dumps(record.data, sort_keys=True))
+        git, device = record.git, record.device
+        commit = git.commit + " with uncommitted changes" * git.dirty if git else None
+        gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
+        machine = f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}"
+        told[stage] = {
+            "study file": record.study_file,
+            "seed": str(record.seed),
+            "git commit": commit or "not from a git repository",
+            "machine": machine,
+            **{f"version of {name}": version for name, version in record.versions.items()},
+        }
+    names = dict.fromkeys(name for values in told.values() for name in values)
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in names}
+    for name, stage in ((name, stage) for name in names for stage in told):
+        found[name].setdefault(told[stage].get(name) or "unknown", []).append(stage)
+    distinct = {name: list(values) for name, values in found.items()}
     # the data themselves are too much for a sentence
-    found["data"] = {f"version {i}": names for i, names in enumerate(data.values(), start=1)}
-    for name, stages in found.items():
-        if len(stages) > 1:
-            most = max(stages, key=lambda value: len(stages[value]))
-            yield (
-                name,
-                {
-                    value: f"{len(names)} stages" if value == most else ", ".join(names)
-                    for value, names in stages.items()
-                },
-            )
+    data: dict[str, list[str]] = {}
+    for stage, record in records.items():
+        if record.data:
+            data.setdefault(json.dumps(record.data, sort_keys=True), []).append(stage)
+    found["data"] = {f"version {i}": stages for i, stages in enumerate(data.values(), start=1)}
+    disagreements = {}
+    for name, values in found.items():
+        if len(values) > 1 and name not in ("study file", "machine"):
+            most = max(values.values(), key=len)
+            disagreements[name] = {
+                value: f"{len(stages)} stages" if stages is most else ", ".join(stages)
+                for value, stages in values.items()
+            }
+    prefix = "version of "
+    return {
+        "run_with": {k: v for k, v in distinct.items() if not k.startswith(prefix)},
+        "versions": {k.removeprefix(prefix): v for k, v in distinct.items() if prefix in k},
+        "disagreements": disagreements,
+    }
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What the records say of the data: see :class:`zdc_nb.study.runs.Record`."""
-
-    files: list[dict[str, JsonValue]]
-    dropped: dict[str, JsonValue]
-    more: list[tuple[str, str]]
-
-
-def _data(records: Mapping[str, Record]) -> _Data:
-    """The data of the first stage that knows them."""
-    known = next((record.data for record in records.values() if record.data), {})
-    files, dropped = known.get("files"), known.get("dropped")
-    return _Data(
-        files=[file for file in files if isinstance(file, dict)] if isinstance(files, list) else [],
-        dropped=dropped if isinstance(dropped, dict) else {},
-        more=[(k, _plain(v)) for k, v in known.items() if k not in {"files", "dropped"}],
-    )
+def _data(records: Mapping[str, Record]) -> dict[str, Any]:
+    """``files``, ``dropped`` and ``more`` of the data, from the first stage that knows them."""
+    known = next((dict(record.data) for record in records.values() if record.data), {})
+    files, dropped = known.pop("files", None), known.pop("dropped", None)
+    return {
+        "files": [f for f in files if isinstance(f, dict)] if isinstance(files, list) else [],
+        "dropped": dropped if isinstance(dropped, dict) else {},
+        "more": {key: _plain(value) for key, value in known.items()},
+    }
 
 
-# --- Tables -------------------------------------------------------------------------------------
-
-
-def _read_table(study: Study, name: str) -> pd.DataFrame | None:
-    path = study.reports / "tables" / f"{name}.csv"
-    return pd.read_csv(path, keep_default_na=False) if path.is_file() else None
-
-
-def _numbers(frame: pd.DataFrame, *columns: str) -> dict[tuple[str, ...], float]:
-    """The last of ``columns`` by the values of those before it."""
-    rows = frame[list(columns)].itertuples(index=False)
-    return {tuple(map(str, row[:-1])): float(row[-1]) for row in rows}
-
-
-def _layout(
-    frame: pd.DataFrame, group: str, groups: Sequence[str], column: str, columns: Sequence[str]
-) -> _Table:
-    """One block for each of ``groups``, one column for each of ``columns``, as far as there."""
-    mean = _numbers(frame, group, "model", column, "mean")
-    std = _numbers(frame, group, "model", column, "std")
-    shown = [name for name in columns if (frame[column] == name).any()]
-    blocks = []
-    for heading in groups:
-        rows = []
-        for model in MODELS:
-            keys = [(heading, model, name) for name in shown]
-            # what a data set does not allow leaves its cell empty
-            cells = [
-                _Cell(f"{mean[k]:.2f} ± {std[k]:.2f}", _is_best(mean, k))
-                if k in mean
-                else _Cell("")
-                for k in keys
-            ]
-            if any(cell.text for cell in cells):
-                rows.append((model, cells))
-        if rows:
-            blocks.append(_Block(heading, rows))
-    return _Table(shown, blocks)
-
-
-def _is_best(mean: dict[tuple[str, ...], float], key: tuple[str, ...]) -> bool:
-    """Whether no setup has less than this one in the same block and column."""
-    group, model, column = key
-    rivals = [mean[group, setup, column] for setup in SETUPS if (group, setup, column) in mean]
-    return model in SETUPS and mean[key] == min(rivals)
-
-
-def _table1_layout(frame: pd.DataFrame) -> _Table:
-    return _layout(frame, "metric", METRICS, "subset", SUBSETS)
-
-
-def _table2_layout(frame: pd.DataFrame) -> _Table:
-    named = frame.assign(column=frame["quantity"].str.replace("_", " ") + " " + frame["error"])
-    return _layout(named, "subset", SUBSETS, "column", list(named["column"].unique()))
-
-
-def _dataset_rows(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Each data set with its responses and unique particles by part of the split."""
-    rows = []
-    for subset, part in frame.groupby("subset", sort=False):
-        sizes = zip(part["responses"], part["particles"], strict=True)
-        rows.append((str(subset), [f"{responses} ({unique})" for responses, unique in sizes]))
+def _parameters(study: Study) -> list[tuple[str, str, str]]:
+    """Each parameter, ``teacher.batch``, with its value and what it means."""
+    rows: list[tuple[str, str, str]] = []
+    for key, field in Study.model_fields.items():
+        part = getattr(study, key)
+        fields, prefix, whole = {key: field}, "", study
+        if isinstance(part, BaseModel):
+            fields, prefix, whole = type(part).model_fields, f"{key}.", part
+        values = whole.model_dump(mode="json", include=set(fields))
+        rows += [(prefix + k, _plain(values[k]), f.description or "") for k, f in fields.items()]
     return rows
 
 
-def _speed_layout(frame: pd.DataFrame) -> _Table:
-    """One block for each device, one row for each batch size."""
-    ms = _numbers(frame, "device", "batch", "model", "ms_per_sample")
-    students = [model for model in frame["model"].unique() if model != "teacher"]
-    blocks = []
-    for device, part in frame.groupby("device", sort=False):
-        rows = []
-        for batch in map(str, part["batch"].unique()):
-            here = [ms[str(device), batch, model] for model in ("teacher", *students)]
-            here += [here[0] / time for time in here[1:]]
-            rows.append((batch, [_Cell(f"{value:.3g}") for value in here]))
-        blocks.append(_Block(str(device), rows))
-    return _Table(["teacher", *students, *(f"teacher / {name}" for name in students)], blocks)
+def _plain(value: object) -> str:
+    """A value as YAML has it."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=sys.maxsize, sort_keys=False, allow_unicode=True
+    )
+    return text.removesuffix("...\n").strip()
+
+
+# --- Tables and findings ------------------------------------------------------------------------
+
+
+def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
+    """What the page shows of the tables that are there, as HTML."""
+    # slow to import, and not needed to tell what failed
+    from zdc_nb import evaluation  # noqa: PLC0415
+
+    def results(number: Any, rows: list[str], column: str) -> Callable[..., Markup]:
+        published = evaluation.published_table(number)
+        return lambda table: _table(evaluation.results_table(table, published, rows, column))
+
+    def findings(name: str) -> Callable[..., Markup]:
+        def text(table: pd.DataFrame) -> Markup:
+            from zdc_nb.study import speed  # noqa: PLC0415
+
+            return _html(getattr(speed, name)(table))
+
+        return text
+
+    of_table1 = ("table1", "baselines", "relative_changes")
+    makers: dict[str, tuple[Callable[..., Markup], tuple[str, ...]]] = {
+        "table1": (results(1, ["metric", "model"], "subset"), ("table1",)),
+        "table2": (results(2, ["subset", "quantity", "error"], "model"), ("table2",)),
+        "datasets": (_dataset_table, ("datasets",)),
+        "speed": (_speed_table, ("speed",)),
+        "table1_findings": (lambda *t: _html(evaluation.ablation_findings(*t)), of_table1),
+        "table2_findings": (lambda t: _html(evaluation.shape_findings(t)), ("table2",)),
+        "speed_findings": (findings("speed_findings"), ("speed",)),
+        "engine_findings": (findings("engine_findings"), ("training_speed",)),
+    }
+    return {
+        name: make(*(tables[table] for table in needed))
+        for name, (make, needed) in makers.items()
+        if all(table in tables for table in needed)
+    }
+
+
+def _dataset_table(frame: pd.DataFrame) -> Markup:
+    sizes = frame["responses"].astype(str) + " (" + frame["particles"].astype(str) + ")"
+    table = sizes.groupby([frame["subset"], frame["part"]], sort=False).first().unstack(sort=False)
+    names = {"index": "data set", "columns": "responses (unique particles)"}
+    return _table(table.rename_axis(**names).style)
+
+
+def _speed_table(frame: pd.DataFrame) -> Markup:
+    table = frame.pivot_table("ms_per_sample", ["device", "batch"], "model", sort=False)
+    for name in table.columns.drop("teacher"):
+        table[f"teacher / {name}"] = table["teacher"] / table[name]
+    return _table(table.style, "{:.3g}")
+
+
+def _table(styler: Styler, formatter: str | None = None) -> Markup:
+    """HTML of a styled table, safe whatever names it holds."""
+    styler = styler.format(formatter, escape="html")
+    for axis in (0, 1):
+        styler = styler.format_index(escape="html", axis=axis)
+    return Markup(styler.to_html(table_attributes='class="results"'))
 
 
 def _html(markdown: str) -> Markup:
     """HTML of the project's own sentences, safe whatever names they quote."""
+    from nbconvert.filters import clean_html, markdown2html  # noqa: PLC0415 - slow to import
+
     return Markup(clean_html(markdown2html(markdown)))
 
 
-def _figures(study: Study, stages: Sequence[_Stage]) -> Iterator[tuple[str, str, _Stage]]:
-    """File name, caption and stage of each figure of the page that the study has made."""
-    subset, setup = study.subsets[-1], study.setups[-1]
-    made_by = {stage.name[:2]: stage for stage in stages}  # of many, the last
-    for name, caption in CAPTIONS.items():
-        file = name.format(subset=subset, setup=setup) + ".png"
-        if (study.reports / "figures" / file).is_file():
-            yield file, caption.format(subset=subset, setup=setup), made_by[name[:2]]
-
-
-def _parameters(study: Study) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Sections of the study file: each key with its value and what it means."""
-    top = []
-    for key, field in Study.model_fields.items():
-        value = getattr(study, key)
-        if isinstance(value, BaseModel):
-            yield key, list(_section(value))
-        else:
-            top.append((key, _plain(value), field.description or ""))
-    yield "study", top
-
-
-def _section(section: BaseModel) -> Iterator[tuple[str, str, str]]:
-    for key, field in type(section).model_fields.items():
-        yield key, _plain(getattr(section, key)), field.description or ""
-
-
-def _plain(value: object) -> str:
-    """A value as a reader of YAML would write it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value) or "none"
-    return str(value)
+def _busy(tables: Mapping[str, pd.DataFrame]) -> str:
+    """How much the machine did beside what was timed; empty where nothing tells of it."""
+    measured = [tables[name] for name in ("speed", "training_speed") if name in tables]
+    spread, others = (
+        max(
+            (pd.to_numeric(t[column], "coerce").max() for t in measured if column in t),
+            default=0.0,
+        )
+        for column in ("spread", "others")
+    )
+    said = []
+    if spread > UNSTEADY:
+        said.append(f"repeated runs differ by {spread:.0%} of their median")
+    if others > BUSY:
+        said.append(f"other processes used {others:.1f} cores meanwhile")
+    return " and ".join(said)
 
 
 def main() -> int:
@@ -606,10 +454,13 @@ def main() -> int:
     study = load_study(file)
     failed_pages(study)
     print(build_index(study, file))
-    unfinished = unfinished_stages(study)
+    states, _ = _states(study)
+    unfinished = [state.name for state in states if state.state != "done"]
     if unfinished:
-        total = len(notebook_names(study))
-        print(f"{len(unfinished)} of {total} stages are not done: {', '.join(unfinished)}")
+        complete_mark(study).unlink(missing_ok=True)
+        print(f"{len(unfinished)} of {len(states)} stages are not done: {', '.join(unfinished)}")
+    else:
+        write_text(study.model_dump_json(), complete_mark(study))
     return int(bool(unfinished))
 
 

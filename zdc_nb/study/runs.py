@@ -15,14 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from zdc_nb import __version__
-from zdc_nb.hardware import cpu_model, peak_memory_mb
 from zdc_nb.params import Study
 from zdc_nb.storage import write_text
-from zdc_nb.study.dataset import data_digest, data_identity, data_report
 from zdc_nb.study.stages import Stage, stages_of
 
 __all__ = [
@@ -130,6 +127,10 @@ class Record(BaseModel):
 
         Only for a record that :func:`start` has given; a second call takes the place of the first.
         """
+        import torch  # noqa: PLC0415 - slow to import, and not needed to read records
+
+        from zdc_nb.hardware import peak_memory_mb  # noqa: PLC0415
+
         if self._study is None:
             raise RuntimeError(f"{self.stage}: a record that was read cannot be finished")
         self.status = "done"
@@ -202,6 +203,8 @@ def _data(study: Study) -> dict[str, JsonValue]:
 
     And a checksum of the events that came of it.
     """
+    from zdc_nb.study.dataset import data_digest, data_identity, data_report  # noqa: PLC0415
+
     data = data_identity(study) | {"digest": data_digest(study)}
     return data if study.data.file is None else data | data_report(study)
 
@@ -254,6 +257,10 @@ def _is_gone(record: Record, elsewhere: bool) -> bool:
 
 
 def _device(study: Study) -> Device:
+    import torch  # noqa: PLC0415
+
+    from zdc_nb.hardware import cpu_model  # noqa: PLC0415
+
     with_gpu = study.device != "cpu" and torch.cuda.is_available()
     return Device(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
