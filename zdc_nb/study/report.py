@@ -346,14 +346,16 @@ def _data(records: Mapping[str, Record]) -> dict[str, Any]:
 
 def _parameters(study: Study) -> list[tuple[str, str, str]]:
     """Each parameter, ``teacher.batch``, with its value and what it means."""
-    rows: list[tuple[str, str, str]] = []
+    rows = []
     for key, field in Study.model_fields.items():
-        part = getattr(study, key)
-        fields, prefix, whole = {key: field}, "", study
-        if isinstance(part, BaseModel):
-            fields, prefix, whole = type(part).model_fields, f"{key}.", part
-        values = whole.model_dump(mode="json", include=set(fields))
-        rows += [(prefix + k, _plain(values[k]), f.description or "") for k, f in fields.items()]
+        section = getattr(study, key)
+        if isinstance(section, BaseModel):
+            values = section.model_dump(mode="json")
+            for name, part in type(section).model_fields.items():
+                rows.append((f"{key}.{name}", _plain(values[name]), part.description or ""))
+        else:
+            value = study.model_dump(mode="json", include={key})[key]
+            rows.append((key, _plain(value), field.description or ""))
     return rows
 
 
@@ -406,8 +408,7 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
 def _dataset_table(frame: pd.DataFrame) -> Markup:
     sizes = frame["responses"].astype(str) + " (" + frame["particles"].astype(str) + ")"
     table = sizes.groupby([frame["subset"], frame["part"]], sort=False).first().unstack(sort=False)
-    names = {"index": "data set", "columns": "responses (unique particles)"}
-    return _table(table.rename_axis(**names).style)
+    return _table(table.rename_axis(index="data set", columns="responses (unique particles)").style)
 
 
 def _speed_table(frame: pd.DataFrame) -> Markup:
