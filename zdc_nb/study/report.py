@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import pandas as pd
@@ -36,6 +36,8 @@ UNSTEADY = 0.2
 
 BUSY = 0.5
 """Cores that other processes used meanwhile, from which the page warns of times."""
+
+_VERSION = "version of "
 
 
 @dataclass
@@ -237,10 +239,11 @@ def _state(stage: Stage, record: Record | None) -> State:
         "notebook": kept or done,
         "page": folder / "html" / f"{(kept or done).stem}.html",
         "log": folder / "logs" / f"{stage.name}.log",
-        "full_traceback": folder / "logs" / f"{stage.name}.traceback",
     }
-    if not state.cell:
-        del places["full_traceback"]
+    whole = folder / "logs" / f"{stage.name}.traceback"
+    # not that of an error before
+    if state.cell and whole.is_file() and state.why in whole.read_text("utf-8"):
+        places["full_traceback"] = whole
     for name, path in places.items():
         if path.is_file():
             setattr(state, name, path.relative_to(folder).as_posix())
@@ -287,46 +290,47 @@ def _read_notebook(path: Path) -> dict[str, Any]:
 # --- Records and parameters ---------------------------------------------------------------------
 
 
+def _told(record: Record) -> dict[str, str | None]:
+    """What should be the same for all stages, but for the machine."""
+    git, device = record.git, record.device
+    gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
+    commit = git.commit + " with uncommitted changes" * git.dirty if git else None
+    return {
+        "study file": record.study_file,
+        "seed": str(record.seed),
+        "git commit": commit or "not from a git repository",
+        "machine": f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}",
+        **{_VERSION + name: version for name, version in record.versions.items()},
+    }
+
+
 def _run_with(records: Mapping[str, Record]) -> dict[str, Any]:
     """``run_with`` and ``versions``: every value there is; ``disagreements``: of which stages."""
-    told: dict[str, dict[str, str | None]] = {}
-    for stage, record in records.items():
-        git, device = record.git, record.device
-        commit = git.commit + " with uncommitted changes" * git.dirty if git else None
-        gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
-        machine = f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}"
-        told[stage] = {
-            "study file": record.study_file,
-            "seed": str(record.seed),
-            "git commit": commit or "not from a git repository",
-            "machine": machine,
-            **{f"version of {name}": version for name, version in record.versions.items()},
-        }
-    names = dict.fromkeys(name for values in told.values() for name in values)
-    found: dict[str, dict[str, list[str]]] = {name: {} for name in names}
-    for name, stage in ((name, stage) for name in names for stage in told):
-        found[name].setdefault(told[stage].get(name) or "unknown", []).append(stage)
-    distinct = {name: list(values) for name, values in found.items()}
+    told = pd.DataFrame({stage: _told(record) for stage, record in records.items()})
+    found = {str(name): _alike(row) for name, row in told.fillna("unknown").iterrows()}
+    data = {
+        s: json.dumps(record.data, sort_keys=True) for s, record in records.items() if record.data
+    }
     # the data themselves are too much for a sentence
-    data: dict[str, list[str]] = {}
-    for stage, record in records.items():
-        if record.data:
-            data.setdefault(json.dumps(record.data, sort_keys=True), []).append(stage)
-    found["data"] = {f"version {i}": stages for i, stages in enumerate(data.values(), start=1)}
+    alike = enumerate(_alike(pd.Series(data, dtype=object)).values(), start=1)
     disagreements = {}
-    for name, values in found.items():
+    for name, values in (found | {"data": {f"version {i}": of for i, of in alike}}).items():
+        most = max(values.values(), key=len, default=[])
         if len(values) > 1 and name not in ("study file", "machine"):
-            most = max(values.values(), key=len)
             disagreements[name] = {
                 value: f"{len(stages)} stages" if stages is most else ", ".join(stages)
                 for value, stages in values.items()
             }
-    prefix = "version of "
     return {
-        "run_with": {k: v for k, v in distinct.items() if not k.startswith(prefix)},
-        "versions": {k.removeprefix(prefix): v for k, v in distinct.items() if prefix in k},
+        "run_with": {k: list(v) for k, v in found.items() if not k.startswith(_VERSION)},
+        "versions": {k.removeprefix(_VERSION): list(v) for k, v in found.items() if _VERSION in k},
         "disagreements": disagreements,
     }
+
+
+def _alike(values: pd.Series) -> dict[str, list[str]]:
+    """Each value, with the stages that have it."""
+    return {str(value): list(same.index) for value, same in values.groupby(values, sort=False)}
 
 
 def _data(records: Mapping[str, Record]) -> dict[str, Any]:
@@ -342,14 +346,16 @@ def _data(records: Mapping[str, Record]) -> dict[str, Any]:
 
 def _parameters(study: Study) -> list[tuple[str, str, str]]:
     """Each parameter, ``teacher.batch``, with its value and what it means."""
-    rows: list[tuple[str, str, str]] = []
+    rows = []
     for key, field in Study.model_fields.items():
-        part = getattr(study, key)
-        fields, prefix, whole = {key: field}, "", study
-        if isinstance(part, BaseModel):
-            fields, prefix, whole = type(part).model_fields, f"{key}.", part
-        values = whole.model_dump(mode="json", include=set(fields))
-        rows += [(prefix + k, _plain(values[k]), f.description or "") for k, f in fields.items()]
+        section = getattr(study, key)
+        if isinstance(section, BaseModel):
+            values = section.model_dump(mode="json")
+            for name, part in type(section).model_fields.items():
+                rows.append((f"{key}.{name}", _plain(values[name]), part.description or ""))
+        else:
+            value = study.model_dump(mode="json", include={key})[key]
+            rows.append((key, _plain(value), field.description or ""))
     return rows
 
 
@@ -369,41 +375,40 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
     # slow to import, and not needed to tell what failed
     from zdc_nb import evaluation  # noqa: PLC0415
 
-    def results(number: Any, rows: list[str], column: str) -> Callable[..., Markup]:
+    shown = {}
+
+    def show(name: str, make: Callable[..., Markup | str], *needed: str) -> None:
+        if all(table in tables for table in needed):
+            made = make(*(tables[table] for table in needed))
+            shown[name] = made if isinstance(made, Markup) else _html(made)
+
+    def results(number: Literal[1, 2], rows: list[str], column: str) -> Callable[..., Markup]:
         published = evaluation.published_table(number)
-        return lambda table: _table(evaluation.results_table(table, published, rows, column))
-
-    def findings(name: str) -> Callable[..., Markup]:
-        def text(table: pd.DataFrame) -> Markup:
-            from zdc_nb.study import speed  # noqa: PLC0415
-
-            return _html(getattr(speed, name)(table))
-
-        return text
+        return lambda table: (
+            Markup()  # data without repeats have no Table 2
+            if table.empty
+            else _table(evaluation.results_table(table, published, rows, column))
+        )
 
     of_table1 = ("table1", "baselines", "relative_changes")
-    makers: dict[str, tuple[Callable[..., Markup], tuple[str, ...]]] = {
-        "table1": (results(1, ["metric", "model"], "subset"), ("table1",)),
-        "table2": (results(2, ["subset", "quantity", "error"], "model"), ("table2",)),
-        "datasets": (_dataset_table, ("datasets",)),
-        "speed": (_speed_table, ("speed",)),
-        "table1_findings": (lambda *t: _html(evaluation.ablation_findings(*t)), of_table1),
-        "table2_findings": (lambda t: _html(evaluation.shape_findings(t)), ("table2",)),
-        "speed_findings": (findings("speed_findings"), ("speed",)),
-        "engine_findings": (findings("engine_findings"), ("training_speed",)),
-    }
-    return {
-        name: make(*(tables[table] for table in needed))
-        for name, (make, needed) in makers.items()
-        if all(table in tables for table in needed)
-    }
+    show("table1", results(1, ["metric", "model"], "subset"), "table1")
+    show("table2", results(2, ["subset", "quantity", "error"], "model"), "table2")
+    show("datasets", _dataset_table, "datasets")
+    show("table1_findings", evaluation.ablation_findings, *of_table1)
+    show("table2_findings", evaluation.shape_findings, "table2")
+    if "speed" in tables or "training_speed" in tables:
+        from zdc_nb.study import speed  # noqa: PLC0415 - it needs torch
+
+        show("speed", _speed_table, "speed")
+        show("speed_findings", speed.speed_findings, "speed")
+        show("engine_findings", speed.engine_findings, "training_speed")
+    return shown
 
 
 def _dataset_table(frame: pd.DataFrame) -> Markup:
     sizes = frame["responses"].astype(str) + " (" + frame["particles"].astype(str) + ")"
     table = sizes.groupby([frame["subset"], frame["part"]], sort=False).first().unstack(sort=False)
-    names = {"index": "data set", "columns": "responses (unique particles)"}
-    return _table(table.rename_axis(**names).style)
+    return _table(table.rename_axis(index="data set", columns="responses (unique particles)").style)
 
 
 def _speed_table(frame: pd.DataFrame) -> Markup:
@@ -429,14 +434,11 @@ def _html(markdown: str) -> Markup:
 
 
 def _busy(tables: Mapping[str, pd.DataFrame]) -> str:
-    """How much the machine did beside what was timed; empty where nothing tells of it."""
-    measured = [tables[name] for name in ("speed", "training_speed") if name in tables]
+    """What the machine did beside what was timed; empty where nothing tells of it."""
+    timed = [tables[name] for name in ("speed", "training_speed") if name in tables]
+    measured = pd.concat([pd.DataFrame(columns=["spread", "others"]), *timed])
     spread, others = (
-        max(
-            (pd.to_numeric(t[column], "coerce").max() for t in measured if column in t),
-            default=0.0,
-        )
-        for column in ("spread", "others")
+        pd.to_numeric(measured[name], "coerce").max() for name in ("spread", "others")
     )
     said = []
     if spread > UNSTEADY:
