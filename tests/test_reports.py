@@ -303,10 +303,16 @@ def test_data_sets_are_described(study: Study) -> None:
     text = text_of(page)
     assert "31 of 400 on n, 32 of 400 on all." in text
     assert "not GEANT4" in text
-    for caps, told in (({"all": 77}, True), ({"proton": 100}, False)):
-        data = study.data.model_copy(update={"max_responses": caps})
-        text = text_of(read_page(study.model_copy(update={"data": data})))
-        assert ("Caps, kept by leaving out whole particles: all at 77 responses" in text) == told
+    assert "Caps, kept by leaving out whole particles: n at 500, all at 800 responses" in text
+    data = study.data.model_copy(update={"max_responses": {"proton": 100}})
+    assert "Caps" not in text_of(read_page(study.model_copy(update={"data": data})))
+
+
+def test_data_without_repeats_have_no_table_2_and_the_page_says_so(study: Study) -> None:
+    read_table(study, "table2").head(0).to_csv(study.reports / "tables" / "table2.csv", index=False)
+    page = read_page(study)
+    assert "Nothing to compare" in under(page, "table2", ".findings")[0].get_text()
+    assert not under(page, "table2", "table")
 
 
 def test_own_data_are_not_called_a_simulation_even_if_their_files_are_gone(study: Study) -> None:
@@ -364,7 +370,6 @@ def test_figures_that_there_are_are_shown(study: Study) -> None:
         ("relative_changes", "06_ablations", ["findings"]),
         ("table2", "07_shower_shapes", ["table2", "table2"]),
         ("speed", "08_speed", ["speed", "speed"]),
-        ("training_speed", "08_speed", ["speed"]),
     ],
 )
 def test_missing_table_is_told_with_the_stage_that_makes_it(

@@ -37,6 +37,14 @@ UNSTEADY = 0.2
 BUSY = 0.5
 """Cores that other processes used meanwhile, from which the page warns of times."""
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("zdc_nb.study"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 @dataclass
 class State:
@@ -101,14 +109,7 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     begun = [state.started for state in states if state.started]
     ends = [s.started + s.duration for s in states if s.started and s.duration is not None]
     records = {state.name: state.record for state in states if state.record}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("zdc_nb.study"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("index.html.j2").render(
+    page = _TEMPLATES.get_template("index.html.j2").render(
         study=study,
         file=Path(file).as_posix(),
         stages=states,
