@@ -50,8 +50,9 @@ $(BIN)/ruff format --check .
 $(BIN)/mypy
 $(BIN)/lint-imports --no-cache --no-logo
 endef
+# Files as they come: else those with the fewest tests, which take longest, would be left to the end.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev ## all that CI checks: ruff, mypy, imports, examples, the tests but the slow
 	$(CHECK)

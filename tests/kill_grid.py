@@ -27,10 +27,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.projects import new_project
 from zdc_nb.params import load_study
 from zdc_nb.storage import checksum
 
-ROOT = Path(__file__).parents[1]
 KILLS = ("all", "snakemake", "kernel", "term")
 TIMED = ("speed.csv", "training_speed.csv")
 """Tables of times that were measured: these differ between any two runs."""
@@ -38,11 +38,7 @@ TIMED = ("speed.csv", "training_speed.csv")
 
 def copy_project(folder: Path, study: Path) -> Path:
     """A project in ``folder`` with results of its own, and the code of this one."""
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    for name in ("zdc_nb", "Snakefile", "profiles"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "params").mkdir()
-    shutil.copy(study, folder / "params" / study.name)
+    shutil.copy(study, new_project(folder) / "params" / study.name)
     return folder
 
 
@@ -78,7 +74,7 @@ def notebooks_of(processes: list[psutil.Process]) -> list[str]:
         with suppress(psutil.NoSuchProcess):
             line = process.cmdline()
             if "zdc_nb.study.execute" in line:
-                found.append(Path(line[line.index("zdc_nb.study.execute") + 2]).stem)
+                found.append(line[line.index("zdc_nb.study.execute") + 2])
     return sorted(set(found))
 
 

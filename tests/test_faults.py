@@ -15,37 +15,34 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
-from tests import kill_grid
-
-ROOT = Path(__file__).parents[1]
+from tests import kill_grid, projects
 
 slow = pytest.mark.slow
 
 
-def write_study(path: Path) -> Path:
-    """One subset and two setups, with trainings that are long beside everything else."""
-    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text("utf-8"))
-    content |= {"subsets": ["n"], "setups": ["bs", "bs+ch"], "checkpoint_seconds": 0.5}
-    changes = {
-        "data": {"responses": 1500, "max_responses": {"n": 400}},
-        "flow": {"hidden": 16, "context_hidden": [16]},
-        "teacher": {"epochs": 12},
-        "student": {"epochs": 5},
-        "evaluation": {"runs": 2, "figure_particles": 1},
-        "speed": {"subset": "n", "setup": "bs", "batches": [1], "runs": 1},
-    }
-    for section, values in changes.items():
-        content[section] |= values
-    path.write_text(yaml.safe_dump(content), "utf-8")
-    return path
+# one subset and two setups, with trainings that are long beside everything else
+CHANGES = {
+    "subsets": ["n"],
+    "setups": ["bs", "bs+ch"],
+    "checkpoint_seconds": 0.5,
+    "data": {"responses": 1500, "max_responses": {"n": 400}},
+    "flow": {"hidden": 16, "context_hidden": [16]},
+    "teacher": {"epochs": 12},
+    "student": {"epochs": 5},
+    "evaluation": {"runs": 2, "figure_particles": 1},
+    "speed": {"subset": "n", "setup": "bs", "batches": [1], "runs": 1},
+}
 
 
 @pytest.fixture(scope="module")
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    study = write_study(tmp_path_factory.mktemp("study") / "faulty.yaml")
-    return lambda: kill_grid.copy_project(tmp_path_factory.mktemp("project"), study)
+    def make() -> Path:
+        project = projects.new_project(tmp_path_factory.mktemp("project"))
+        projects.write_study(project, "faulty", CHANGES)
+        return project
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -115,23 +112,13 @@ def test_killed_while_it_trains_the_grid_goes_on_from_a_checkpoint(
 
 def teach(project: Path) -> psutil.Popen:
     """Train the teacher by hand, as in a batch job."""
-    command = ["papermill", "notebooks/02_teacher_training.ipynb", "out.ipynb"]
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA")}
+    notebook = ("notebooks/02_teacher_training.ipynb", "out.ipynb")
+    parameters = ("-p", "study", "params/faulty.yaml", "-p", "subset", "n")
     with (project / "log").open("w", encoding="utf-8") as log:
         return psutil.Popen(
-            [
-                sys.executable,
-                "-m",
-                *command,
-                "-p",
-                "study",
-                "params/faulty.yaml",
-                "-p",
-                "subset",
-                "n",
-            ],
+            [sys.executable, "-m", "papermill", *notebook, *parameters],
             cwd=project,
-            env=os.environ | threads,
+            env=os.environ | projects.THREADS,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -1,5 +1,6 @@
 """Broken files of every format: told as such, or read as the events that they hold."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from zdc_nb.data.simulation import simulate
 from zdc_nb.data.validation import EventFileError
 
 Change = tuple[str, int, bytes]
+
+SHARE = 1 if os.environ.get("ZDC_TESTS") == "all" else 3
+"""Of all examples `make test` tries one in so many, `make test-all` every one."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def assert_equal(read: Events, expected: Events, _: list[Path]) -> None:
 def test_what_is_broken_is_told_or_changes_nothing(
     events: Events, tmp_path: Path, kind: str, files: int
 ) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150 // SHARE, deadline=None)
     @given(changes(files))
     def run(change: tuple[int, list[Change]]) -> None:
         check(kind, events, tmp_path, *change, assert_equal)
@@ -135,7 +139,7 @@ def assert_as_it_stands(read: Events, _: Events, paths: list[Path]) -> None:
 
 
 def test_broken_texts_are_told_or_read_as_they_stand(events: Events, tmp_path: Path) -> None:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300 // SHARE, deadline=None)
     @given(changes(2))
     def run(change: tuple[int, list[Change]]) -> None:
         check("text", events, tmp_path, *change, assert_as_it_stands)

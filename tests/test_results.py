@@ -37,8 +37,11 @@ def test_times_are_medians_per_sample_and_models_take_turns() -> None:
     speed = time_sampling(models, [1, 10], runs=3, device="cpu")
     turns = [("teacher", 1), ("student", 1)] * 4 + [("teacher", 10), ("student", 10)] * 4
     assert calls == turns
-    assert list(speed.columns) == ["model", "device", "batch", "ms_per_sample", "runs"]
+    columns = ["model", "device", "batch", "ms_per_sample", "runs", "spread", "others"]
+    assert list(speed.columns) == columns
     assert (speed["runs"] == 3).all()
+    # one of the teacher's three runs took far longer
+    assert speed.set_index(["model", "batch"])["spread"]["teacher", 1] > 0.2
     times = speed.set_index(["model", "batch"])["ms_per_sample"]
     # the first, unmeasured run of the student and one slow run of the teacher do not count
     assert 30 <= times["teacher", 1] < 60
@@ -53,6 +56,15 @@ def test_speed_ratio_by_hand() -> None:
     )
     assert speed_ratio(speed).to_dict("records") == [{"device": "cpu", "batch": 1, "ratio": 4.0}]
     assert "2 ms a response, the teacher 8 ms, 4 times as long" in speed_findings(speed)
+
+
+def test_times_of_a_busy_machine_begin_with_a_warning() -> None:
+    row = {"model": "teacher", "device": "cpu", "batch": 1, "ms_per_sample": 8.0, "runs": 2}
+    quiet = pd.DataFrame([row, row | {"model": "student"}]).assign(spread=0.05, others=0.1)
+    assert "busy" not in speed_findings(quiet)
+    assert speed_findings(quiet.assign(others=1.4)).startswith("- **Timings taken on a busy")
+    assert "60% of the median" in speed_findings(quiet.assign(spread=[0.1, 0.6]))
+    assert "busy" not in speed_findings(quiet.assign(others=[None, None]))
 
 
 def test_a_slower_student_is_not_called_faster() -> None:
@@ -95,7 +107,8 @@ def test_sample_figure_shows_the_responses_on_one_logarithmic_scale() -> None:
     generated = [np.roll(events.responses, 3, axis=1), np.roll(events.responses, 5, axis=2)]
     generated[1][16, 0, 0] = 500
     examples = np.array([16, 8, 4])
-    figure = figures.sample_figure(events, generated, examples)
+    shown_only = [responses[examples] for responses in generated]
+    figure = figures.sample_figure(events[examples], shown_only)
     axes = [axis for axis in figure.axes if axis.images]
     assert len(axes) == 9
     columns = [events.responses, *generated]

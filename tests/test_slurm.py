@@ -198,7 +198,9 @@ def test_every_notebook_was_a_job_that_succeeded(grid: Grid) -> None:
 def test_only_trainings_and_speed_ask_for_a_gpu(grid: Grid) -> None:
     with_gpu = {name for name, job in grid.jobs.items() if "gpu:1" in job.get("TresPerJob", "")}
     assert with_gpu == {
-        name for name in grid.jobs if name.split()[0] in ("teacher", "student", "evaluation", "speed")
+        name
+        for name in grid.jobs
+        if name.split()[0] in ("teacher", "student", "evaluation", "speed")
     }
     assert [job for job in grid.jobs.values() if "TresPerNode" in job] == []
 

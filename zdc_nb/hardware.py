@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import torch
 
 __all__ = [
+    "OtherLoad",
     "choose_device",
     "cpu_model",
     "free_mb",
@@ -24,6 +26,7 @@ __all__ = [
     "peak_mb",
     "peak_memory_mb",
     "time_call",
+    "timing_warning",
     "wait",
 ]
 
@@ -115,3 +118,63 @@ def free_mb(device: str) -> float:
     except OSError:
         pass
     return math.inf
+
+
+class OtherLoad:
+    """How busy other processes keep this machine while the block runs.
+
+    Attributes
+    ----------
+    cores
+        cores that they used on average, known when the block has ended; None where the system does
+        not tell.
+    """
+
+    def __init__(self) -> None:
+        self.cores: float | None = None
+
+    def __enter__(self) -> Self:
+        self._began, self._all, self._ours = time.monotonic(), _busy_seconds(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.monotonic() - self._began
+        everyone = _busy_seconds()
+        if seconds > 0 and everyone is not None and self._all is not None:
+            others = everyone - self._all - (time.process_time() - self._ours)
+            self.cores = max(0.0, others / seconds)
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since the machine started."""
+    try:
+        times = psutil.cpu_times()._asdict()
+    except (OSError, RuntimeError, AttributeError):
+        return None
+    # a guest's time is in that of its user already
+    idle = {"idle", "iowait", "guest", "guest_nice"}
+    return float(sum(value for name, value in times.items() if name not in idle))
+
+
+MOST_OTHERS, MOST_SPREAD = 0.25, 0.2
+"""Cores of other processes, and spread of the runs, from which timings are not to be trusted."""
+
+
+def timing_warning(spread: float, others: float | None) -> str | None:
+    """A sentence that warns of timings taken on a busy machine; None where they can be trusted.
+
+    Parameters
+    ----------
+    spread
+        largest distance between the quartiles of the timed runs, as a share of their median.
+    others
+        most cores that other processes used meanwhile; None where it is not known.
+    """
+    found = []
+    if others is not None and others > MOST_OTHERS:
+        found.append(f"other processes used up to {others:.1f} cores")
+    if spread > MOST_SPREAD:
+        found.append(f"the quartiles of the runs lie up to {spread:.0%} of the median apart")
+    if not found:
+        return None
+    return f"**Timings taken on a busy machine**: {' and '.join(found)}. Do not trust single times."

@@ -42,7 +42,7 @@ _ROWS = 20_000
 def write_root(
     parts: Iterable[Events], path: Path, made_with: Callable[[], str] | None = None
 ) -> None:
-    """Write events as a ROOT file, under a temporary name until it is whole.
+    """Write events as a ROOT file, atomically.
 
     What ``made_with`` returns is kept in the file; it is asked once all parts have been written.
     """

@@ -26,7 +26,6 @@ from zdc_nb.evaluation.figures import (
     particle_figure,
     results_table,
     sample_figure,
-    save_figure,
     shape_figure,
     speed_figure,
     table1_figure,

@@ -1,7 +1,6 @@
 """Figures and displayed tables of what the models achieved.
 
-Figures are made without a global state and shown as the very picture that :func:`save_figure`
-writes. A colour stands for the same model everywhere.
+Figures are made without a global state. A colour stands for the same model everywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import draw_response, finish_faces, save_figure, species_symbol
+from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.params import SETUPS, SUBSETS
@@ -33,7 +32,6 @@ __all__ = [
     "particle_figure",
     "results_table",
     "sample_figure",
-    "save_figure",
     "shape_figure",
     "speed_figure",
     "table1_figure",

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import wasserstein_distance
 
 from zdc_nb.data.events import Events
 from zdc_nb.detector import Detector, channel_sums, containment_radius, shower_centre
@@ -223,6 +222,9 @@ def _shape_statistics(observed: _Observed, groups: _Groups) -> dict[str, NDArray
 
 
 def _wasserstein(test: NDArray[Any], generated: NDArray[Any]) -> float:
+    # takes long to import, and most who import this module measure nothing
+    from scipy.stats import wasserstein_distance  # noqa: PLC0415
+
     distances = [wasserstein_distance(a, b) for a, b in zip(test.T, generated.T, strict=True)]
     return float(np.mean(distances))
 

@@ -52,7 +52,7 @@ def encode_responses(
     x, noised_sum
         (N, D) float32 in flow space and (N, 1) float64, the sums that were divided by.
     """
-    counts = responses.reshape(len(responses), -1).to(torch.float64)
+    counts = responses.flatten(1).to(torch.float64)
     noise = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
     noised = counts + params.noise * noise
     total = noised.sum(1, keepdim=True)
@@ -87,7 +87,7 @@ def counts_from_noised(
         counts = torch.floor(counts * photon_sum / total)
     # a fibre cannot hold more than all photons; that these fit uint16 is checked on reading
     counts = counts.clamp_(max=np.iinfo(np.uint16).max)
-    return counts.reshape(-1, *detector.shape).numpy().astype(np.uint16)
+    return counts.reshape(len(counts), *detector.shape).numpy().astype(np.uint16)
 
 
 def decode_responses(

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from zdc_nb import __version__
@@ -245,15 +246,8 @@ def _unfinished_attempts(study: Study, stage: str) -> int:
 
 def _is_gone(record: Record, elsewhere: bool) -> bool:
     """Whether the process of a record is no more; ``elsewhere``: the answer for other hosts."""
-    if record.host != socket.gethostname():
-        return elsewhere
-    try:
-        os.kill(record.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's
-        return False
-    return False
+    here = record.host == socket.gethostname()
+    return not psutil.pid_exists(record.pid) if here else elsewhere
 
 
 def _device(study: Study) -> Device:

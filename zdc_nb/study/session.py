@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from zdc_nb.data.events import Events
+from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import (
     BASELINES,
     baseline_evaluations,
@@ -38,7 +39,7 @@ from zdc_nb.evaluation import (
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.conclusions import as_list
-from zdc_nb.evaluation.figures import choose_examples, save_figure
+from zdc_nb.evaluation.figures import choose_examples
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study

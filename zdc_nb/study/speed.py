@@ -12,13 +12,14 @@ import torch
 
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.generator.surrogate import Surrogate
-from zdc_nb.hardware import has_bfloat16, time_call
+from zdc_nb.hardware import OtherLoad, has_bfloat16, time_call, timing_warning
 from zdc_nb.study.artefacts import trained_models
 from zdc_nb.study.session import Session
 from zdc_nb.training.trainers import distillation_step, likelihood_step
 
 __all__ = [
     "Sampler",
+    "busy_warning",
     "engine_findings",
     "speed_findings",
     "speed_ratio",
@@ -52,7 +53,9 @@ def time_sampling(
 
     Returns
     -------
-    Columns model, device, batch, ms_per_sample (median over the runs), runs.
+    Columns model, device, batch, ms_per_sample (median over the runs), runs, spread (distance
+    between the quartiles of the runs over their median) and others (cores that other processes used
+    meanwhile; empty where it cannot be told).
 
     Raises
     ------
@@ -65,14 +68,18 @@ def time_sampling(
     for batch in batches:
         for sample in models.values():
             time_call(partial(sample, batch), device)
-        turns = [
-            {name: time_call(partial(sample, batch), device) for name, sample in models.items()}
-            for _ in range(runs)
-        ]
+        with OtherLoad() as load:
+            turns = [
+                {name: time_call(partial(sample, batch), device) for name, sample in models.items()}
+                for _ in range(runs)
+            ]
         for name in models:
-            median = float(np.median([turn[name] for turn in turns]))
-            rows.append((name, device, batch, 1000 * median / batch, runs))
-    return pd.DataFrame(rows, columns=["model", "device", "batch", "ms_per_sample", "runs"])
+            low, median, high = np.quantile([turn[name] for turn in turns], (0.25, 0.5, 0.75))
+            time = 1000 * float(median) / batch
+            spread = float((high - low) / median)
+            rows.append((name, device, batch, time, runs, spread, load.cores))
+    columns = ["model", "device", "batch", "ms_per_sample", "runs", "spread", "others"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def speed_ratio(speed: pd.DataFrame, slow: str = "teacher", fast: str = "student") -> pd.DataFrame:
@@ -184,7 +191,17 @@ def engine_findings(training: pd.DataFrame) -> str:
     return as_list(_engine_sentences(training))
 
 
+def busy_warning(times: pd.DataFrame) -> str | None:
+    """The sentence of :func:`zdc_nb.hardware.timing_warning` for a table of times, if it needs one."""
+    if not {"spread", "others"} <= set(times.columns):  # of an older study
+        return None
+    others = pd.to_numeric(times["others"], errors="coerce").max()
+    return timing_warning(float(times["spread"].max()), None if pd.isna(others) else float(others))
+
+
 def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
+    if warning := busy_warning(speed):
+        yield warning
     times = speed.set_index(["device", "model", "batch"])["ms_per_sample"]
     for device, part in speed_ratio(speed).groupby("device", sort=False):
         ratios = part.set_index("batch")["ratio"]
@@ -201,6 +218,8 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
 
 
 def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
+    if warning := busy_warning(training):
+        yield warning
     hours = dict.fromkeys(("fused", "reference"), 0.0)
     for model, rows in training.groupby("model", sort=False):
         times = rows.set_index("engine")["ms_per_sample"]
