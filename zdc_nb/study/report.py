@@ -37,7 +37,13 @@ UNSTEADY = 0.2
 BUSY = 0.5
 """Cores that other processes used meanwhile, from which the page warns of times."""
 
-_VERSION = "version of "
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("zdc_nb.study"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass
@@ -61,6 +67,7 @@ class State:
         of the executed notebook; the second is None until it is done.
     """
 
+    name: str
     stage: Stage
     state: str
     why: str = ""
@@ -73,11 +80,6 @@ class State:
     started: datetime | None = None
     duration: timedelta | None = None
     record: Record | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the stage."""
-        return self.stage.name
 
 
 def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
@@ -107,14 +109,7 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     begun = [state.started for state in states if state.started]
     ends = [s.started + s.duration for s in states if s.started and s.duration is not None]
     records = {state.name: state.record for state in states if state.record}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("zdc_nb.study"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("index.html.j2").render(
+    page = _TEMPLATES.get_template("index.html.j2").render(
         study=study,
         file=Path(file).as_posix(),
         stages=states,
@@ -122,7 +117,6 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
         unfinished=[state for state in states if state.state != "done"],
         made_by=made_by,
         maker={state.name[:2]: state for state in states},  # of many, the last
-        there=set(tables),
         shown=_shown(tables),
         busy=_busy(tables),
         left_out=tables.get("reference_left_out", pd.DataFrame()).to_dict("records"),
@@ -132,7 +126,7 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
         started=min(begun) if begun else None,
         elapsed=timedelta(seconds=round((max(ends) - min(begun)).total_seconds())) if ends else "",
         data=_data(records),
-        **_run_with(records),
+        told=_told(records),
     )
     index = study.reports / "index.html"
     write_text(page, index)
@@ -148,7 +142,7 @@ def describe_failures(study: Study, ended: bool = False) -> str:
     for state in _states(study, ended)[0]:
         if state.state not in ("failed", "stopped"):
             continue
-        lines = [f"{state.name} {state.state}: {state.why}"]
+        lines = [f"{state.name}{' failed' * bool(state.cell)}: {state.why}"]
         shown = state.traceback.rstrip().splitlines()
         if len(shown) > 1:  # else it is the error itself
             lines += ["    ...", *(f"    {line}" for line in shown[-5:])]
@@ -216,7 +210,7 @@ def _state(stage: Stage, record: Record | None) -> State:
     done = stage.executed
     failed, running = (done.with_suffix(f".{how}.ipynb") for how in ("failed", "running"))
     kept = next((path for path in (failed, done, running) if path.is_file()), None)
-    state = State(stage, "stopped", record=record)
+    state = State(stage.name, stage, "stopped", record=record)
     if kept == done:
         state.state = "done"
     elif kept != failed and record is not None and record.status == "running":
@@ -269,7 +263,7 @@ def _explain(state: State, kept: Path | None, notebook: Mapping[str, Any]) -> No
     elif kept and not notebook:
         state.why = "its notebook was not written to the end"
     elif kept:
-        state.why = "without an error of its own; its process was killed, or the machine went down"
+        state.why = "stopped without an error of its own: it was killed, or the machine went down"
     elif "models" in state.stage.row.artefacts:
         state.why = (
             "was stopped before its training began, or between steps; the same command goes on"
@@ -290,57 +284,46 @@ def _read_notebook(path: Path) -> dict[str, Any]:
 # --- Records and parameters ---------------------------------------------------------------------
 
 
-def _told(record: Record) -> dict[str, str | None]:
-    """What should be the same for all stages, but for the machine."""
-    git, device = record.git, record.device
-    gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
-    commit = git.commit + " with uncommitted changes" * git.dirty if git else None
-    return {
-        "study file": record.study_file,
-        "seed": str(record.seed),
-        "git commit": commit or "not from a git repository",
-        "machine": f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}",
-        **{_VERSION + name: version for name, version in record.versions.items()},
-    }
-
-
-def _run_with(records: Mapping[str, Record]) -> dict[str, Any]:
-    """``run_with`` and ``versions``: every value there is; ``disagreements``: of which stages."""
-    told = pd.DataFrame({stage: _told(record) for stage, record in records.items()})
-    found = {str(name): _alike(row) for name, row in told.fillna("unknown").iterrows()}
-    data = {
-        s: json.dumps(record.data, sort_keys=True) for s, record in records.items() if record.data
-    }
-    # the data themselves are too much for a sentence
-    alike = enumerate(_alike(pd.Series(data, dtype=object)).values(), start=1)
-    disagreements = {}
-    for name, values in (found | {"data": {f"version {i}": of for i, of in alike}}).items():
-        most = max(values.values(), key=len, default=[])
-        if len(values) > 1 and name not in ("study file", "machine"):
-            disagreements[name] = {
-                value: f"{len(stages)} stages" if stages is most else ", ".join(stages)
-                for value, stages in values.items()
-            }
-    return {
-        "run_with": {k: list(v) for k, v in found.items() if not k.startswith(_VERSION)},
-        "versions": {k.removeprefix(_VERSION): list(v) for k, v in found.items() if _VERSION in k},
-        "disagreements": disagreements,
-    }
-
-
-def _alike(values: pd.Series) -> dict[str, list[str]]:
-    """Each value, with the stages that have it."""
-    return {str(value): list(same.index) for value, same in values.groupby(values, sort=False)}
+def _told(records: Mapping[str, Record]) -> dict[str, dict[str, str]]:
+    """What should be the same for all stages: each value there is, and of which stages."""
+    columns: dict[str, dict[str, str | None]] = {}
+    for stage, record in records.items():
+        git, device = record.git, record.device
+        gpu = f"{device.gpus} x {device.gpu}, " if device.gpu else ""
+        machine = f"{record.host}: {gpu}{device.cpu}, {device.cores} CPU cores, {device.system}"
+        commit = git.commit + " with uncommitted changes" * git.dirty if git else None
+        columns[stage] = {
+            "study file": record.study_file,
+            "machine": machine,  # these two may differ
+            "seed": str(record.seed),
+            "git commit": commit or "not from a git repository",
+            **{f"version of {name}": version for name, version in record.versions.items()},
+        }
+    found = {}
+    for name, values in pd.DataFrame(columns).fillna("unknown").iterrows():
+        stages = {str(v): list(same.index) for v, same in values.groupby(values, sort=False)}
+        most = max(stages.values(), key=len)
+        found[str(name)] = {
+            value: f"{len(names)} stages" if names is most else ", ".join(names)
+            for value, names in stages.items()
+        }
+    return found
 
 
 def _data(records: Mapping[str, Record]) -> dict[str, Any]:
-    """``files``, ``dropped`` and ``more`` of the data, from the first stage that knows them."""
-    known = next((dict(record.data) for record in records.values() if record.data), {})
+    """``files``, ``dropped`` and ``more`` of the data, from the first stage that knows them.
+
+    ``differ``: the stages whose data are not those.
+    """
+    every = {stage: record.data for stage, record in records.items() if record.data}
+    first = next(iter(every.values()), {})
+    known = dict(first)
     files, dropped = known.pop("files", None), known.pop("dropped", None)
     return {
         "files": [f for f in files if isinstance(f, dict)] if isinstance(files, list) else [],
         "dropped": dropped if isinstance(dropped, dict) else {},
-        "more": {key: _plain(value) for key, value in known.items()},
+        "more": {f"data: {key}": _plain(value) for key, value in known.items()},
+        "differ": [stage for stage, data in every.items() if data != first],
     }
 
 
