@@ -14,7 +14,6 @@ from zdc_nb.study.artefacts import artefacts_of, is_current
 from zdc_nb.study.status import outdated
 
 SMALL = load_study(ROOT / "params" / "small.yaml")
-SMOKE = load_study(ROOT / "params" / "smoke.yaml")
 
 
 def changed(study: Study, section: str, **values: object) -> Study:
@@ -128,8 +127,11 @@ def test_a_changed_parameter_is_named_for_what_depends_on_it(smoke: Study) -> No
     assert {name[:2] for name in again} == {"03", "05", "06", "07", "08"}
 
 
-def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(own_copy: Path) -> None:
-    study = in_project(own_copy)
+def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(
+    own_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_copy)
+    study = load_study("params/smoke.yaml")
     path = own_copy / "notebooks" / "01_data_exploration.ipynb"
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -145,9 +147,10 @@ def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(own_co
 
 
 def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs_it(
-    own_copy: Path,
+    own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = in_project(own_copy)
+    monkeypatch.chdir(own_copy)
+    study = load_study("params/smoke.yaml")
     (study.artifacts / "evaluation" / "n" / "bs.csv").unlink()
     assert set(outdated(study)) == {"05_evaluation-n", *ALWAYS}
     sidecar = study.artifacts / "models" / "all" / "teacher.safetensors.json"
@@ -159,9 +162,3 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
         *("05_evaluation-n", "05_evaluation-all", "08_speed"),
         *ALWAYS,
     }
-
-
-def in_project(project: Path) -> Study:
-    """The smoke study with its results in ``project``."""
-    paths = {key: str(project / key) for key in ("artifacts", "reports")}
-    return changed(SMOKE, "paths", **paths)
