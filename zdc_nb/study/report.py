@@ -31,12 +31,6 @@ from zdc_nb.study.status import complete_mark, outdated
 
 __all__ = ["build_index", "describe_failures", "failed_pages"]
 
-UNSTEADY = 0.2
-"""Spread of the timed runs, (q75 - q25) / median, from which the page warns of times."""
-
-BUSY = 0.5
-"""Cores that other processes used meanwhile, from which the page warns of times."""
-
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("zdc_nb.study"),
     autoescape=True,
@@ -118,7 +112,6 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
         made_by=made_by,
         maker={state.name[:2]: state for state in states},  # of many, the last
         shown=_shown(tables),
-        busy=_busy(tables),
         left_out=tables.get("reference_left_out", pd.DataFrame()).to_dict("records"),
         figures={path.stem for path in (study.reports / "figures").glob("*.png")},
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
@@ -379,9 +372,13 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
     show("datasets", _dataset_table, "datasets")
     show("table1_findings", evaluation.ablation_findings, *of_table1)
     show("table2_findings", evaluation.shape_findings, "table2")
-    if "speed" in tables or "training_speed" in tables:
+    timed = ("speed", "training_speed")
+    if any(name in tables for name in timed):
         from zdc_nb.study import speed  # noqa: PLC0415 - it needs torch
 
+        for name in timed:
+            if name in tables and (warning := speed.busy_warning(tables[name])):
+                shown["busy"] = Markup.escape(warning.replace("*", ""))
         show("speed", _speed_table, "speed")
         show("speed_findings", speed.speed_findings, "speed")
         show("engine_findings", speed.engine_findings, "training_speed")
@@ -414,21 +411,6 @@ def _html(markdown: str) -> Markup:
     from nbconvert.filters import clean_html, markdown2html  # noqa: PLC0415 - slow to import
 
     return Markup(clean_html(markdown2html(markdown)))
-
-
-def _busy(tables: Mapping[str, pd.DataFrame]) -> str:
-    """What the machine did beside what was timed; empty where nothing tells of it."""
-    timed = [tables[name] for name in ("speed", "training_speed") if name in tables]
-    measured = pd.concat([pd.DataFrame(columns=["spread", "others"]), *timed])
-    spread, others = (
-        pd.to_numeric(measured[name], "coerce").max() for name in ("spread", "others")
-    )
-    said = []
-    if spread > UNSTEADY:
-        said.append(f"repeated runs differ by {spread:.0%} of their median")
-    if others > BUSY:
-        said.append(f"other processes used {others:.1f} cores meanwhile")
-    return " and ".join(said)
 
 
 def main() -> int:
