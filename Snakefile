@@ -26,8 +26,8 @@ try:
     if workflow.is_main_process and not workflow.output_settings.dryrun:
         RUN.enter_context(exclusive(STUDY.artifacts / ".run.lock", f"the study {STUDY.name}"))
     STAGES = {stage.name: stage for stage in stages_of(STUDY)}
-    if workflow.is_main_process:
-        mark_outdated(STUDY)
+    # a job of a cluster looks whether all that it needs has arrived
+    AGAIN = mark_outdated(STUDY) if workflow.is_main_process else None
 except (UserError, OSError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 
@@ -59,10 +59,10 @@ def names(row):
 
 
 def needed(wildcards):
-    """What has to be done before; older or newer says nothing, the mark alone does."""
+    """The mark of a stage, and what has to be made before, of what is to be made at all."""
     stage = STAGES[wildcards.name]
-    before = [ancient(EXECUTED + other.name + ".ipynb") for other in stage.needs]
-    return [str(mark_of(STUDY, stage.name)), *before]
+    before = [s.name for s in stage.needs if AGAIN is None or {s.name, stage.name} <= AGAIN]
+    return [str(mark_of(STUDY, stage.name)), *(EXECUTED + s + ".ipynb" for s in before)]
 
 
 def urgency(wildcards):

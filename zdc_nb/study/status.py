@@ -46,23 +46,26 @@ def outdated(study: Study) -> dict[str, str]:
 
     One is outdated where a parameter that it depends on, or a cell of its notebook, was changed;
     where something that it left is missing or was made from something else than is there now; and
-    where a stage that it needs will leave something new.
+    where a stage that it needs will leave something new. What only changes a page is not passed on.
     """
     found: dict[str, str] = {}
     renewed: set[str] = set()
     for stage in stages_of(study):
-        changed = changed_parameters(stage)
         needed = [other.name for other in stage.needs if other.name in renewed]
         current = is_current(stage)
-        if changed or needed or not current:
+        if needed or not current:
             renewed.add(stage.name)
         if not stage.executed.is_file():
             continue
+        changed = changed_parameters(stage)
+        missing = [path.name for path in stage.tables if not path.is_file()]
         if changed:
             found[stage.name] = f"other parameters: {', '.join(changed)}"
         elif needed:
             more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
             found[stage.name] = f"{needed[0]}{more} to be made again"
+        elif missing:
+            found[stage.name] = f"{', '.join(missing)} missing"
         elif not current:
             found[stage.name] = "something that it left is missing, or not of this study"
         elif read_fingerprint(stage.executed).get("cells") != stage.fingerprint["cells"]:
@@ -88,13 +91,17 @@ def mark_of(study: Study, name: str) -> Path:
     return study.reports / ".marks" / name
 
 
-def mark_outdated(study: Study) -> None:
-    """Set the times of the marks, from which Snakemake knows what is to run again."""
-    again = outdated(study)
-    if not is_complete(study):
-        again["index"] = "it was written when not all was done"
+def mark_outdated(study: Study) -> set[str]:
+    """Set the times of the marks, from which Snakemake knows what is to run again.
+
+    Returns the stages that are to run, for the first time or again.
+    """
+    again = {stage.name for stage in stages_of(study) if not stage.executed.is_file()}
+    again |= {*outdated(study)}
     for name in (*(stage.name for stage in stages_of(study)), "index"):
         mark = mark_of(study, name)
         if not mark.is_file():
             write_text("", mark)
-        os.utime(mark, None if name in again else (0, 0))
+        is_old = name not in again if name != "index" else is_complete(study)
+        os.utime(mark, (0, 0) if is_old else None)
+    return again
