@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.event_sets import assert_equal, table_of, write_pair
+from tests.event_sets import assert_equal, physical, table_of, write_pair
 from zdc_nb.data import npz as files_npz
 from zdc_nb.data.events import Events
-from zdc_nb.data.readers import read_events
+from zdc_nb.data.readers import read_events, read_parts
 from zdc_nb.data.simulation import simulate
-from zdc_nb.data.validation import EventFileError
+from zdc_nb.data.validation import EventFileError, Tally
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,9 @@ def test_reading_a_pair_takes_memory_for_a_part_and_not_for_the_whole(
 ) -> None:
     monkeypatch.setattr(files_npz, "_ROWS", 100)
     counts = np.zeros((4000, 44, 44), np.uint16)
-    pair = write_pair(tmp_path, np.ones((len(counts), 10)), counts)
+    table = np.zeros((len(counts), 10))
+    table[:, 9] = 22
+    pair = write_pair(tmp_path, table, counts)
     tracemalloc.start()
     read_events(pair)
     _, peak = tracemalloc.get_traced_memory()
@@ -224,20 +226,49 @@ def test_a_table_in_fortran_order_is_read_and_such_responses_are_refused(
         read_events(pair)
 
 
-def test_an_energy_below_the_mass_is_told_but_not_one_rounded(
-    events: Events, tmp_path: Path
+@pytest.mark.parametrize(
+    ("columns", "factor", "said"),
+    [
+        ([7], 1e-3, r"mass 0\.\d+ where -?\d+ has \d+\.?\d* MeV; is the mass in GeV\?"),
+        ([7], 1.5, r"the mass \(MeV\) of the PDG code, found mass [\d.]+ where"),
+        ([4, 5, 6], 1e3, r"found energy .* they give .*; are the momenta in MeV\?"),
+        ([0], 1e3, r"found energy .*; are the energy in MeV\?"),
+        ([0, 4, 5, 6], 1e3, r"found energy .*; are energy and momenta in MeV\?"),
+        ([7], -1.0, r"a mass of at least 0, found mass -"),
+    ],
+)
+def test_a_wrong_unit_is_told_with_the_value_and_the_likely_one(
+    events: Events, tmp_path: Path, columns: list[int], factor: float, said: str
 ) -> None:
+    massive = int(np.flatnonzero(events.pdg == 2112)[0])
+    table = table_of(events, 11)[massive : massive + 1]
+    responses = events.responses[massive : massive + 1]
+    # as files have them: in single precision, or with six digits
+    for rounded in (table.astype(np.float32), np.vectorize(lambda x: float(f"{x:.6g}"))(table)):
+        assert len(read_events(write_pair(tmp_path, rounded, responses))) == 1
+    table[:, columns] *= factor
+    with pytest.raises(EventFileError, match=rf"particles\.npz: row 0 .*{said}"):
+        read_events(write_pair(tmp_path, table, responses))
+    tally = Tally(strict=False)
+    assert not any(map(len, read_parts(write_pair(tmp_path, table, responses), tally)))
+    assert tally.dropped.total() == 1
+
+
+def test_vertices_beyond_any_beam_spot_are_warned_of(events: Events, tmp_path: Path) -> None:
     table = table_of(events, 11)
-    massive = np.flatnonzero(table[:, 7])
-    table[massive, 0] = table[massive, 7] / 1e3
-    rounded = table.astype(np.float32)
-    assert len(read_events(write_pair(tmp_path, rounded, events.responses))) == len(events)
-    table[massive[5], 0] *= 0.999
-    with pytest.raises(EventFileError, match=rf"row {massive[5]} .*at least the mass"):
-        read_events(write_pair(tmp_path, table, events.responses))
-    table[massive[2], 7] = -1
-    with pytest.raises(EventFileError, match=rf"row {massive[2]} .*a mass of at least 0"):
-        read_events(write_pair(tmp_path, table, events.responses))
+    for factor, unit in ((1, None), (100, "cm"), (1000, "mm")):
+        scaled = table.copy()
+        scaled[:, 1:4] *= factor
+        tally = Tally(strict=True)
+        assert sum(map(len, read_parts(write_pair(tmp_path, scaled, events.responses), tally)))
+        warnings = tally.warnings()
+        if unit is None:
+            assert warnings == []
+        else:
+            assert any(
+                f"vz is {scaled[:, 3][np.abs(scaled[:, 3]).argmax()]:.4g}" in w for w in warnings
+            )
+            assert all(w.endswith(f"are the vertices in {unit}?") for w in warnings)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5, -1, 6e4, 7e4, 1e300])
@@ -310,9 +341,11 @@ def test_any_valid_pair_is_read_as_numpy_reads_it(
     counts = rng.integers(0, largest, (rows, 44, 44), endpoint=True)
     counts = (counts * (rng.random(counts.shape) < 0.01)).astype(kind)
     features = rng.normal(size=(rows, 9))
-    features[:, 0], features[:, 7:] = 500, rng.choice([[0.0, 0], [939.565, 0], [938.27, 1]], rows)
+    pdg = rng.choice([22, 2112, -211], rows)
+    features = physical(pdg, features)
+    features[:, 8] = np.where(pdg == -211, -1, 0)
     total = counts.astype(np.int64).sum((1, 2))
-    table = np.column_stack([features, rng.choice([22, 2112, -211], rows), total])[:, :columns]
+    table = np.column_stack([features, pdg, total])[:, :columns]
     table = table.astype(data.draw(st.sampled_from(["<f8", "<f4", ">f8"])))
     folder = tmp_path_factory.mktemp("any")
     save = np.savez_compressed if packed else np.savez

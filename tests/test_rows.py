@@ -9,6 +9,7 @@ import pytest
 from particle import Particle
 from scipy import sparse
 
+from tests.event_sets import physical
 from zdc_nb.data.events import FEATURES
 from zdc_nb.data.simulation import SPECIES
 from zdc_nb.data.validation import EventFileError, Rows, Tally, mass_and_charge, nearest_species
@@ -47,13 +48,15 @@ def test_codes_without_a_known_mass_give_none(code: float) -> None:
 
 
 def accepted(codes: Sequence[float]) -> list[bool]:
-    """Of each code by itself, as the code of a row at rest with the mass 0."""
+    """Of each code by itself, as the code of a row at rest."""
     light = sparse.csr_array((1, 1936), dtype=np.uint16)
     kept = []
     for code in codes:
         tally = Tally(strict=False)
         rows = Rows(Path("some"), 0, 1, tally)
-        kept.append(len(rows.events(np.zeros((1, 9)), np.array([code]), light, None)) == 1)
+        kept.append(
+            len(rows.events(physical([code], np.zeros((1, 9))), np.array([code]), light, None)) == 1
+        )
         assert kept[-1] or tally.dropped == {"a PDG code that exists": 1}
     return kept
 
@@ -73,10 +76,11 @@ def test_codes_that_do_not_exist_are_refused() -> None:
 def test_codes_are_refused_row_by_row() -> None:
     light = sparse.csr_array((5, 1936), dtype=np.uint16)
     pdg = np.array([2112.0, 10, 22, 10, 310])
+    features = physical(pdg, np.zeros((5, 9)))
     with pytest.raises(EventFileError, match=r"some: row 101 .* a PDG code that exists"):
-        Rows(Path("some"), 100, 5, Tally(strict=True)).events(np.zeros((5, 9)), pdg, light, None)
+        Rows(Path("some"), 100, 5, Tally(strict=True)).events(features, pdg, light, None)
     tally = Tally(strict=False)
-    kept = Rows(Path("some"), 100, 5, tally).events(np.zeros((5, 9)), pdg, light, None)
+    kept = Rows(Path("some"), 100, 5, tally).events(features, pdg, light, None)
     assert (kept.pdg.tolist(), tally.dropped) == ([2112, 22, 310], {"a PDG code that exists": 2})
 
 

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,7 +75,12 @@ def read_npz(
             rows = Rows(particles, start, min(_ROWS, total - start), tally, detector)
             part = table.read(len(rows.good)).astype(np.float64)
             photons = _lit(counts.read(len(rows.good)), rows, responses)
-            rows.expect(np.isfinite(part).all(axis=1), "finite numbers")
+            finite = np.isfinite(part)
+            rows.expect(
+                finite.all(axis=1),
+                "finite numbers",
+                partial(_first_bad, part, finite),
+            )
             pdg, photon_sum = (
                 part[:, column] if column < table.shape[1] else None
                 for column in (known, known + 1)
@@ -204,3 +210,7 @@ def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if any(length < 0 for length in shape):
         raise ValueError(f"an array of shape {shape}")
     return shape, fortran, dtype
+
+
+def _first_bad(values: NDArray[Any], good: NDArray[np.bool_], k: int) -> object:
+    return values[k][~good[k]][0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn, Self, TextIO
 
@@ -55,7 +56,11 @@ def read_text(
             photons = rows.photons(counts, fibre, lit, images)
             pdg, momenta, photon_sum = columns[:, 0], columns[:, 1:-1], columns[:, -1]
             known = [mass_and_charge(code) for code in pdg.tolist()]
-            rows.expect(np.isfinite(known).all(axis=1), "a PDG code of known mass and charge")
+            rows.expect(
+                np.isfinite(known).all(axis=1),
+                "a PDG code of known mass and charge",
+                partial(_value, pdg),
+            )
             yield rows.events(np.column_stack([momenta, known]), pdg, photons, photon_sum)
             bar.update(size)
         if len(table.read(1)):
@@ -233,3 +238,7 @@ def _tokenise(
         else:
             return responses, entries, used, lines, line
     return responses, entries, used, lines, 0
+
+
+def _value(values: NDArray[Any], k: int) -> str:
+    return f"{values[k]:g}"

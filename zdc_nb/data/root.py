@@ -185,22 +185,25 @@ def _is_number(array: Any, kind: type = np.number) -> bool:
 def _photons(rows: Rows, index: Any, photons: Any) -> Any:
     """Sparse (n, fibres) photons, of the rows without a fault."""
     lit = ak.to_numpy(ak.num(index))
-    rows.expect(ak.to_numpy(ak.num(photons)) == lit, "as many photons as lit fibres")
+    counts, fibres_read = ak.to_numpy(ak.num(photons)), lit
+    rows.expect(
+        counts == lit,
+        "as many photons as lit fibres",
+        lambda k: f"{counts[k]} and {fibres_read[k]}",
+    )
     # rows at fault are emptied, so that the others have a fibre for each number of photons
     lit = np.where(rows.good, lit, 0)
     index, photons = (ak.to_numpy(ak.flatten(part[rows.good])) for part in (index, photons))
     row = np.repeat(np.arange(len(lit)), lit)
 
-    def expect(fulfilled: NDArray[np.bool_], expected: str) -> None:
-        rows.expect(np.bincount(row[~fulfilled], minlength=len(lit)) == 0, expected)
-
     fibres = rows.detector.dim
     inside = (index >= 0) & (index < fibres)
-    expect(inside, f"fibres from 0 to {fibres - 1}")
-    expect((photons >= 0) & (photons <= LARGEST), f"photon counts from 0 to {LARGEST}")
+    rows.expect_of_fibres(inside, f"fibres from 0 to {fibres - 1}", row, index)
+    in_range = (photons >= 0) & (photons <= LARGEST)
+    rows.expect_of_fibres(in_range, f"photon counts from 0 to {LARGEST}", row, photons)
     place = row * fibres + np.where(inside, index, 0).astype(np.int64)
     order = np.argsort(place, kind="stable")
     again = np.zeros(len(place), np.bool_)
     again[order[1:]] = place[order[1:]] == place[order[:-1]]
-    expect(~again, "each lit fibre once")
+    rows.expect_of_fibres(~again, "each lit fibre once", row, index)
     return rows.photons(photons[order], (place % fibres)[order], lit, rows.path)

@@ -8,7 +8,7 @@ are to be dropped, counted by what was expected.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +24,7 @@ from scipy import sparse
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.simulation import SPECIES
 from zdc_nb.detector.geometry import ZN, Detector
+from zdc_nb.params import UserError
 
 __all__ = [
     "LARGEST",
@@ -38,12 +39,19 @@ __all__ = [
 LARGEST = np.iinfo(np.uint16).max
 """Photons in a fibre, and in all of a response: a generated fibre may hold all of them."""
 
-MASS_TOLERANCE = 1e-4
-"""By which part of its mass an energy may be short of it: both are rounded, to six digits in O2's
-text, and masses differ a little between programs."""
+TOLERANCE = 0.01
+"""By which part of itself a mass may differ from that of its PDG code, and an energy from that of
+its momentum and mass: files round to six digits, programs know masses a little differently, and a
+wrong unit is a factor of a thousand."""
+
+LEAST_MASS_TOLERANCE = 0.1
+"""MeV: a photon is sometimes stored with a mass that is not quite zero."""
+
+BEAM_SPOT = {"vx": 0.005, "vy": 0.005, "vz": 1.0}
+"""m, a hundred times what a collision's vertex is away from the centre."""
 
 
-class EventFileError(ValueError):
+class EventFileError(UserError, ValueError):
     """A file does not hold events as expected; the message names file, row and expectation."""
 
 
@@ -76,12 +84,28 @@ class Tally:
         bad rows by what was expected of them. A row counts for the first fault found.
     guessed
         whether species were guessed, see :func:`nearest_species`.
+    farthest
+        the vertex coordinates farthest from zero: value, row and file by name.
     """
 
     strict: bool
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     guessed: bool = False
+    farthest: dict[str, tuple[float, int, Path]] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """Sentences about what may be wrong, though it could be right."""
+        said = []
+        for name, (value, row, path) in self.farthest.items():
+            if abs(value) > BEAM_SPOT[name]:
+                # the largest of many vertices along the beam: some 0.1 m, or 10 cm, or 100 mm
+                unit = "cm" if abs(self.farthest["vz"][0]) <= 50 else "mm"
+                said.append(
+                    f"{path}: {name} is {value:.4g} in row {row} (counted from 0), and m are "
+                    f"expected: beyond any beam spot; are the vertices in {unit}?"
+                )
+        return said
 
 
 class Rows:
@@ -100,19 +124,27 @@ class Rows:
         self.good = np.ones(count, np.bool_)
         tally.read += count
 
-    def expect(self, fulfilled: Any, expected: str, path: Path | None = None) -> None:
+    def expect(
+        self,
+        fulfilled: Any,
+        expected: str,
+        found: Callable[[int], object] | None = None,
+        path: Path | None = None,
+    ) -> None:
         """Refuse the rows that are not ``fulfilled`` (n,), or leave them out.
 
-        ``path`` where they are those of another file than the first.
+        ``found`` tells what a row (of these, from 0) holds instead; ``path`` where the rows are
+        those of another file than the first.
         """
         bad = self.good & ~np.asarray(fulfilled)
         if not bad.any():
             return
         if self.tally.strict:
-            row = self.start + int(bad.argmax())
+            row = int(bad.argmax())
+            instead = f", found {found(row)}" if found else ""
             raise EventFileError(
-                f"{path or self.path}: row {row} (counted from 0, the first such row): "
-                f"expected {expected}"
+                f"{path or self.path}: row {self.start + row} (counted from 0, the first such "
+                f"row): expected {expected}{instead}"
             )
         self.tally.dropped[expected] += int(bad.sum())
         self.good &= ~bad
@@ -144,9 +176,21 @@ class Rows:
                 (values >= 0, "photon counts of at least 0"),
                 (values <= LARGEST, f"photon counts of at most {LARGEST}"),
             ):
-                self.expect(np.bincount(row[~fulfilled], minlength=len(lit)) == 0, expected, path)
+                self.expect_of_fibres(fulfilled, expected, row, values, path)
         ends = np.concatenate([[0], np.cumsum(lit)])
         return sparse.csr_array((photons, fibre, ends), shape=(len(lit), self.detector.dim))
+
+    def expect_of_fibres(
+        self,
+        fulfilled: NDArray[np.bool_],
+        expected: str,
+        row: NDArray[Any],
+        values: NDArray[Any],
+        path: Path | None = None,
+    ) -> None:
+        """As :meth:`expect`, of (L,) values of fibres, each of which is in a ``row`` (L,)."""
+        faults = np.bincount(row[~fulfilled], minlength=len(self.good))
+        self.expect(faults == 0, expected, lambda k: values[(row == k) & ~fulfilled][0], path)
 
     def events(
         self,
@@ -159,30 +203,97 @@ class Rows:
 
         Species are guessed where ``pdg`` is None; ``photon_sum`` is compared where there is one.
         """
-        self.expect(np.isfinite(features).all(axis=1), "finite features")
+        finite = np.isfinite(features)
+        self.expect(
+            finite.all(axis=1), "finite features", lambda k: _named(features[k], ~finite[k])
+        )
         if pdg is None:
             self.tally.guessed = True
             pdg = nearest_species(features)
         limits = np.iinfo(np.int32)
         with np.errstate(invalid="ignore"):
             whole = (pdg == np.rint(pdg)) & (pdg >= limits.min) & (pdg <= limits.max)
-        self.expect(whole, "a PDG code")
+        codes_read = pdg
+        self.expect(whole, "a PDG code", lambda k: codes_read[k])
         codes, which = np.unique(np.where(whole, pdg, 0).astype(np.int32), return_inverse=True)
         exists = np.array([_exists(code) for code in codes.tolist()], np.bool_)
-        self.expect(exists[which], "a PDG code that exists")
-        energy, mass = (features[:, FEATURES.index(name)] for name in ("energy", "mass"))
-        self.expect(mass >= 0, "a mass of at least 0")
-        self.expect(
-            energy >= 1e-3 * (1 - MASS_TOLERANCE) * mass,
-            "an energy (GeV) of at least the mass (MeV)",
-        )
+        self.expect(exists[which], "a PDG code that exists", lambda k: codes_read[k])
         total = photons.sum(axis=1, dtype=np.int64)
-        self.expect(total <= LARGEST, f"at most {LARGEST} photons in all")
+        self.expect(total <= LARGEST, f"at most {LARGEST} photons in all", lambda k: total[k])
         if photon_sum is not None:
-            self.expect(total == photon_sum, "a photon sum equal to the response's")
+            self.expect(
+                total == photon_sum,
+                "a photon sum equal to the response's",
+                lambda k: f"{photon_sum[k]:g} for {total[k]} photons",
+            )
+        self._expect_units(features, codes, which)
+        self._note_vertices(features)
         if not self.good.all():
             features, pdg, photons = features[self.good], pdg[self.good], photons[self.good]
         return Events.from_arrays(pdg.astype(np.int32), features, photons, detector=self.detector)
+
+    def _expect_units(
+        self, features: NDArray[np.float64], codes: NDArray[np.int32], which: NDArray[Any]
+    ) -> None:
+        """Check the mass against that of the PDG code, and E^2 = p^2 + m^2."""
+        energy, mass, *momentum = (
+            features[:, FEATURES.index(name)] for name in ("energy", "mass", "px", "py", "pz")
+        )
+        self.expect(mass >= 0, "a mass of at least 0", lambda k: f"mass {mass[k]:.6g}")
+        table, width = np.array([_mass_and_width(code) for code in codes.tolist()]).reshape(-1, 2).T
+        right = table[which]
+        allowed = np.maximum(TOLERANCE * right + 10 * width[which], LEAST_MASS_TOLERANCE)
+
+        def wrong_mass(k: int) -> str:
+            text = f"mass {mass[k]:.6g} where {codes[which[k]]} has {right[k]:.6g} MeV"
+            in_gev = abs(1e3 * mass[k] - right[k]) <= allowed[k]
+            return text + ("; is the mass in GeV?" if in_gev else "")
+
+        with np.errstate(invalid="ignore"):
+            fits = ~(np.abs(mass - right) > allowed)  # what is not known fits
+        self.expect(fits, "the mass (MeV) of the PDG code", wrong_mass)
+
+        def energy_of(unit: float) -> NDArray[np.float64]:
+            with np.errstate(over="ignore", invalid="ignore"):  # rows that are not finite are bad
+                p = np.sqrt(sum((unit * part) ** 2 for part in momentum))
+                return np.hypot(p, 1e-3 * mass)
+
+        def is_near(one: Any, other: Any) -> Any:
+            with np.errstate(invalid="ignore"):
+                return np.abs(one - other) <= TOLERANCE * np.maximum(np.abs(one), np.abs(other))
+
+        def wrong_energy(k: int) -> str:
+            text = f"energy {energy[k]:.6g} where they give {energy_of(1)[k]:.6g}"
+            guesses = {
+                "the momenta in MeV": (energy[k], energy_of(1e-3)[k]),
+                "the energy in MeV": (1e-3 * energy[k], energy_of(1)[k]),
+                "energy and momenta in MeV": (1e-3 * energy[k], energy_of(1e-3)[k]),
+            }
+            likely = [guess for guess, pair in guesses.items() if is_near(*pair)]
+            return text + (f"; are {likely[0]}?" if likely else "")
+
+        self.expect(
+            is_near(energy, energy_of(1)),
+            "an energy (GeV) that follows from momentum (GeV) and mass (MeV)",
+            wrong_energy,
+        )
+
+    def _note_vertices(self, features: NDArray[np.float64]) -> None:
+        """Remember the vertices farthest from zero, for :meth:`Tally.warnings`."""
+        rows = np.flatnonzero(self.good)
+        for name in BEAM_SPOT if len(rows) else ():
+            values = features[rows, FEATURES.index(name)]
+            k = int(np.abs(values).argmax())
+            known = self.tally.farthest.get(name)
+            if known is None or abs(values[k]) > abs(known[0]):
+                place = (float(values[k]), self.start + int(rows[k]), self.path)
+                self.tally.farthest[name] = place
+
+
+def _named(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
+    """The first of the chosen features with its name."""
+    k = int(chosen.argmax())
+    return f"{FEATURES[k]} {values[k]:g}"
 
 
 def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -209,6 +320,14 @@ def _exists(pdg: int) -> bool:
     except (InvalidParticle, ParticleNotFound):
         return pdg == 0 or bool(is_nucleus(pdg))
     return True
+
+
+@cache
+def _mass_and_width(pdg: int) -> tuple[float, float]:
+    """Mass and width (MeV) of a PDG code; a mass that is not known is NaN."""
+    mass, _ = mass_and_charge(pdg)
+    width = 0.0 if np.isnan(mass) else Particle.from_pdgid(pdg).width
+    return mass, width or 0.0
 
 
 @cache

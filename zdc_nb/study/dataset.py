@@ -31,7 +31,7 @@ __all__ = [
     "study_split",
 ]
 
-_READER = 2
+_READER = 3
 """Grows when files are read otherwise than before, so that they are read again."""
 
 _PIECE = 2**20
@@ -144,6 +144,7 @@ def data_report(study: Study) -> dict[str, Any]:
             "faint": 0,
             "kept": kept,
             "guessed_species": False,
+            "warnings": [],
         }
     _make_ready(study)
     made_with = _made_with(study) or {}
@@ -261,6 +262,7 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
         for name, file in zip(names, paths, strict=True):
             if _stamp(file) != stamps[name]:
                 raise EventFileError(f"{file}: was changed while it was read")
+        _refuse_copies(files)
         dropped = dict(tally.dropped)
         rows = {
             "read": tally.read,
@@ -268,6 +270,7 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
             "faint": tally.read - sum(dropped.values()) - kept,
             "kept": kept,
             "guessed_species": tally.guessed,
+            "warnings": tally.warnings(),
         }
         return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
 
@@ -282,6 +285,17 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
             stop.set()
     for expected, count in tally.dropped.items():
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
+
+
+def _refuse_copies(files: list[_File]) -> None:
+    """Raise :class:`EventFileError` where two of the files have the same content."""
+    names: dict[str, str] = {}
+    for file in files:
+        other = names.setdefault(file["sha256"], file["name"])
+        if other != file["name"]:
+            raise EventFileError(
+                f"{file['name']}: has the same content as {other}: expected each file once"
+            )
 
 
 def study_split(study: Study, subset: Subset, events: Events) -> tuple[Events, Events, Events]:

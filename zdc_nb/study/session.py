@@ -200,6 +200,7 @@ class Session:
             f"{count} of {report['read']} rows were dropped: expected {expected}"
             for expected, count in report["dropped"].items()
         ]
+        said += [f"**Warning.** {warning}" for warning in report["warnings"]]
         if report["faint"]:
             least = self.study.data.min_photons
             said.append(f"{report['faint']} responses have fewer than {least} photons")
