@@ -12,7 +12,13 @@ import torch
 
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.generator.surrogate import Surrogate
-from zdc_nb.hardware import OtherLoad, has_bfloat16, time_call, timing_warning
+from zdc_nb.hardware import (
+    OtherLoad,
+    has_bfloat16,
+    relative_spread,
+    time_call,
+    timing_warning,
+)
 from zdc_nb.study.artefacts import trained_models
 from zdc_nb.study.session import Session
 from zdc_nb.training.trainers import distillation_step, likelihood_step
@@ -74,10 +80,9 @@ def time_sampling(
                 for _ in range(runs)
             ]
         for name in models:
-            low, median, high = np.quantile([turn[name] for turn in turns], (0.25, 0.5, 0.75))
-            time = 1000 * float(median) / batch
-            spread = float((high - low) / median)
-            rows.append((name, device, batch, time, runs, spread, load.cores))
+            times = [turn[name] for turn in turns]
+            time = 1000 * float(np.median(times)) / batch
+            rows.append((name, device, batch, time, runs, relative_spread(times), load.cores))
     columns = ["model", "device", "batch", "ms_per_sample", "runs", "spread", "others"]
     return pd.DataFrame(rows, columns=columns)
 
