@@ -43,9 +43,8 @@ CASES: dict[Case, str] = {
 }
 """What is timed, and what each case is."""
 
-# where a contender inverts in D passes, both cases are the same loop: it is timed once
 LOOPS: tuple[Case, Case] = ("teacher_sample", "student_likelihood")
-"""The cases that invert a flow."""
+"""The cases that invert a flow: in D passes, both are the same loop, which is timed once."""
 
 CONTEXT = 1
 """Width of the condition, which is zero."""
@@ -145,10 +144,7 @@ def compulsory_bytes(case: Case, allowed: int, dim: int, batch: int, size: int) 
     parameter and two moments in Adam (float32). Data are read and written once. What lies between
     layers is not counted: it may stay in a cache.
     """
-    data = 2 * 4 * batch * dim
+    # of the weights, of the data, and how often the optimiser runs
+    reads, copies, steps = {"train_step": (2, 1, 1), "distil_step": (5, 3, 1)}.get(case, (1, 1, 0))
     adam = 4 * allowed * (1 + 1 + 3 + 3)
-    if case == "train_step":
-        return 2 * size * allowed + adam + data
-    if case == "distil_step":
-        return 5 * size * allowed + adam + 3 * data
-    return size * allowed + data
+    return reads * size * allowed + copies * 2 * 4 * batch * dim + steps * adam

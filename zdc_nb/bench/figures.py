@@ -48,8 +48,8 @@ def roofline_figure(table: pd.DataFrame, machine: Machine) -> Figure:
     top = 5 * max(machine.float32_gflops, machine.bfloat16_gflops)
     for i, (axis, case) in enumerate(zip(axes, cases, strict=False)):
         _draw_roofs(axis, machine, ends)
-        part = chosen[chosen["case"] == case]
-        _draw_lines(axis, part, "intensity", "useful_gflops", part["batch"].map(sizes))
+        part = chosen[chosen["case"] == case].assign(area=chosen["batch"].map(sizes) ** 2)
+        _draw_lines(axis, part, "intensity", "useful_gflops", "area")
         row = chosen["case"].isin(cases[3 * (i // 3) :][:3])
         axis.set(title=CASES[case], xlabel="useful FLOP per byte that has to be moved")
         axis.set_ylim(0.3 * chosen.loc[row, "useful_gflops"].min(), top)
@@ -89,18 +89,8 @@ def batch_figure(table: pd.DataFrame) -> Figure:
     ``table`` is that of :func:`zdc_nb.bench.results.roofline_table`; its largest dimension is drawn.
     """
     chosen = table[table["dim"] == table["dim"].max()]
-    hiddens = sorted(chosen["hidden"].unique())
-    cases = _cases(chosen)
-    figure = Figure(figsize=(2.6 * len(cases) + 0.5, 3.0 * len(hiddens) + 1), layout="constrained")
-    axes = figure.subplots(len(hiddens), len(cases), squeeze=False, sharex=True, sharey="col")
-    for row, hidden in zip(axes, hiddens, strict=True):
-        _draw_times(row, cases, chosen[chosen["hidden"] == hidden], "batch")
-        for axis in row:
-            axis.set_title(f"{axis.get_title()}\nhidden {hidden}", fontsize=10)
-    for axis in axes[-1]:
-        axis.set_xlabel("batch size")
-    _finish(figure, chosen, f"Time per sample, D = {chosen['dim'].iloc[0]}")
-    return figure
+    title = f"Time per sample, D = {chosen['dim'].iloc[0]}"
+    return _times_figure(chosen, _cases(chosen), "batch", "batch size", title)
 
 
 def growth_figure(table: pd.DataFrame, batch: int) -> Figure:
@@ -113,44 +103,48 @@ def growth_figure(table: pd.DataFrame, batch: int) -> Figure:
     counts = chosen.groupby("case")["dim"].nunique()
     cases = [case for case in _cases(chosen) if counts[case] > 1] or _cases(chosen)
     chosen = chosen[chosen["case"].isin(cases)]
-    figure = Figure(figsize=(2.9 * len(cases) + 0.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(cases), squeeze=False, sharex=True)[0]
-    _draw_times(axes, cases, chosen, "dim")
-    for axis in axes:
-        axis.set_xlabel("dimensions D")
-    _finish(figure, chosen, f"How cost grows: batch {batch}, hidden {chosen['hidden'].iloc[0]}")
-    return figure
+    return _times_figure(chosen, cases, "dim", "dimensions D", f"How cost grows: batch {batch}")
 
 
 def _cases(table: pd.DataFrame) -> list[Case]:
     return [case for case in CASES if (table["case"] == case).any()]
 
 
-def _draw_times(axes: Any, cases: Sequence[Case], table: pd.DataFrame, column: str) -> None:
-    """Times against a column, a panel for each case."""
-    ticks = sorted(table[column].unique())
-    for axis, case in zip(axes, cases, strict=True):
-        part = table[table["case"] == case]
-        _draw_lines(axis, part, column, "ms_per_sample", pd.Series(5.0, part.index))
-        axis.set_title(case.replace("_", " "), fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axis.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axis.grid(color="0.93")
-    axes[0].set_ylabel("time per sample (ms)")
+def _times_figure(
+    table: pd.DataFrame, cases: Sequence[Case], column: str, label: str, title: str
+) -> Figure:
+    """Times against a column: a panel for each case, a row for each width."""
+    hiddens, ticks = (sorted(table[key].unique()) for key in ("hidden", column))
+    size = 2.7 * len(cases) + 0.5, 3.0 * len(hiddens) + 1
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(hiddens), len(cases), squeeze=False, sharex=True, sharey="col")
+    for row, hidden in zip(axes, hiddens, strict=True):
+        for axis, case in zip(row, cases, strict=True):
+            part = table[(table["hidden"] == hidden) & (table["case"] == case)]
+            _draw_lines(axis, part, column, "ms_per_sample")
+            axis.set_title(f"{case.replace('_', ' ')}\nhidden {hidden}", fontsize=10)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axis.yaxis.set_major_formatter(FuncFormatter(_plain))
+            axis.grid(color="0.93")
+        row[0].set_ylabel("time per sample (ms)")
+    for axis in axes[-1]:
+        axis.set_xlabel(label)
+    _finish(figure, table, title)
+    return figure
 
 
-def _draw_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, sizes: pd.Series[float]) -> None:
+def _draw_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, area: str | None = None) -> None:
     """A line for each contender, with open markers for what is extrapolated."""
     for name, part in table.groupby("name", sort=False):
-        line, colour = part.sort_values("batch").sort_values(x, kind="stable"), COLOURS[str(name)]
+        line, colour = part.sort_values(x), COLOURS[str(name)]
         axis.plot(line[x], line[y], LINES[str(name)], color=colour, linewidth=1.2)
         faces = np.where(line["extrapolated_from"].notna(), "white", colour)
-        area = sizes[line.index] ** 2
-        axis.scatter(line[x], line[y], area, c=faces, edgecolors=colour, zorder=2)
+        sizes = line[area] if area else 25
+        axis.scatter(line[x], line[y], sizes, c=faces, edgecolors=colour, zorder=2)
 
 
 def _finish(figure: Figure, chosen: pd.DataFrame, title: str, extra: Sequence[Line2D] = ()) -> None:

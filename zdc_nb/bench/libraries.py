@@ -28,15 +28,7 @@ from zdc_nb.flows.maf_iaf import Student, Teacher, stock_transform
 from zdc_nb.params import FlowParams, derive_seed
 from zdc_nb.training.trainers import combined_loss, distillation_terms
 
-__all__ = [
-    "Contender",
-    "Inputs",
-    "NflowsPeer",
-    "Ours",
-    "PyroPeer",
-    "all_contenders",
-    "make_inputs",
-]
+__all__ = ["Contender", "Inputs", "NflowsPeer", "Ours", "PyroPeer", "all_contenders", "make_inputs"]
 
 LEARNING_RATE = 1e-6
 """So small that however many steps are timed, the flow stays what it was."""
@@ -62,20 +54,11 @@ def make_inputs(dim: int, batch: int, params: BenchParams, device: str) -> Input
     return Inputs((x * params.bound / 5).to(device), z.to(device), condition.to(device))
 
 
-# --- Contenders ---------------------------------------------------------------------------------
-
-
 class Contender(ABC):
     """Something that can be timed; what is defined here is what a library of flows does.
 
-    Attributes
-    ----------
-    name, dtype
-        which one it is, and the type of its matrix products.
-    dim
-        dimensions D of a response.
-    module
-        what holds the weights.
+    It has a ``name``, the ``dtype`` of its matrix products, the dimensions D of a response (``dim``)
+    and a ``module`` that holds the weights.
     """
 
     name: ContenderName
@@ -153,19 +136,10 @@ class Ours(Contender):
     ) -> None:
         self.name = "ours" if engine == "fused" else "ours-reference"
         self.dtype, self.dim = dtype, dim
-        flow = {
-            "transforms": 1,
-            "bins": params.bins,
-            "bound": params.bound,
-            "hidden": hidden,
-            "blocks": params.blocks,
-            "dropout": 0.0,
-            "context_hidden": [],
-            "initialise": "random",
-            "engine": engine,
-            "precision": dtype,
-        }
-        architecture = FlowParams.model_validate(flow)
+        plain = {"transforms": 1, "dropout": 0.0, "context_hidden": [], "initialise": "random"}
+        shared = params.model_dump(include={"bins", "bound", "blocks"})
+        own = {"hidden": hidden, "engine": engine, "precision": dtype}
+        architecture = FlowParams.model_validate({**plain, **shared, **own})
         with torch.random.fork_rng():
             # the same weights whatever the engine and precision
             torch.manual_seed(derive_seed(params.seed, dim, hidden))
@@ -234,14 +208,8 @@ class Ours(Contender):
 class PyroPeer(Contender):
     """Stock Pyro: its autoregressive network, which multiplies by the mask in every pass.
 
-    Parameters
-    ----------
-    layers
-        weight, bias and mask of each layer; copied.
-    dim, context
-        dimensions D of a response and C of a condition.
-    bins, bound
-        of the splines.
+    It copies the ``layers`` of a network of D = ``dim`` dimensions, a condition of ``context`` and
+    splines with so many ``bins`` within the ``bound``.
     """
 
     name = "pyro"
@@ -272,17 +240,9 @@ class PyroPeer(Contender):
 
 
 class NflowsPeer(Contender):
-    """nflows: its masked autoregressive transform without residual blocks.
+    """nflows: its masked autoregressive transform without residual blocks, see :class:`PyroPeer`.
 
-    Parameters
-    ----------
-    layers, dim, context, bins, bound
-        as in :class:`PyroPeer`.
-
-    Raises
-    ------
-    ImportError
-        where nflows is not installed.
+    Raises ``ImportError`` where nflows is not installed.
     """
 
     name = "nflows"
@@ -315,14 +275,12 @@ class NflowsPeer(Contender):
         self.module = self.transform
         network = self.transform.autoregressive_net
         weight, bias, mask = first
+        # rows by dimension first, not by spline parameter
+        by_dimension = [t.unflatten(0, (-1, dim)).transpose(0, 1).flatten(0, 1) for t in last]
         theirs = [
             (network.initial_layer, (weight[:, context:], bias, mask[:, context:])),
             *zip([block.linear for block in network.blocks], between, strict=True),
-            # rows by dimension first, not by spline parameter
-            (
-                network.final_layer,
-                [t.unflatten(0, (-1, dim)).transpose(0, 1).flatten(0, 1) for t in last],
-            ),
+            (network.final_layer, by_dimension),
         ]
         with torch.no_grad():
             for made, ours in theirs:

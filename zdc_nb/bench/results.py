@@ -25,9 +25,6 @@ __all__ = [
     "write_results",
 ]
 
-SIZES = {"float32": 4, "bfloat16": 2}
-"""Bytes of a number."""
-
 
 def roofline_table(result: Benchmark) -> pd.DataFrame:
     """The records with ``name``, ``intensity`` (FLOP / byte) and ``useful_gflops`` (GFLOP/s).
@@ -38,9 +35,10 @@ def roofline_table(result: Benchmark) -> pd.DataFrame:
     """
     records = _named(result.records)
     table = records.merge(result.work, how="left", on=["case", "dim", "hidden"])
+    columns = ["case", "weights", "dim", "batch", "dtype"]
     moved = [
-        compulsory_bytes(row["case"], row["weights"], row["dim"], row["batch"], SIZES[row["dtype"]])
-        for row in table.to_dict("records")
+        compulsory_bytes(case, weights, dim, batch, 4 if dtype == "float32" else 2)
+        for case, weights, dim, batch, dtype in table[columns].to_numpy()
     ]
     return records.assign(
         intensity=table["flop"] * table["batch"] / moved,
@@ -56,15 +54,14 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _largest(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the largest network."""
     table = table[table["dim"] == table["dim"].max()]
-    return table[table["hidden"] == table["hidden"].max()]
+    return table.loc[table["hidden"] == table["hidden"].max()]
 
 
 def _wide(table: pd.DataFrame, values: str) -> pd.DataFrame:
     """A column for each contender, ours first; the index is (case, dim, hidden, batch)."""
     wide = table.pivot(index=["case", "dim", "hidden", "batch"], columns="name", values=values)
     names = list(dict.fromkeys(["ours", *table["name"]]))
-    ordered: pd.DataFrame = wide.reindex(columns=names).reindex(list(CASES), level="case")
-    return ordered
+    return wide.reindex(columns=names).reindex(list(CASES), level="case")
 
 
 def times_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -127,19 +124,13 @@ def targets_table(result: Benchmark) -> pd.DataFrame:
         ),
         ("useful rate of the density pass's products / plain products", at_least, 0.7, rates),
     ]
-    table = pd.DataFrame(rows, columns=["target", "bound", "wanted", "measured"])
-    low, high = table["bound"] == at_least, table["bound"] == at_most
-    met = low & (table["measured"] >= table["wanted"]) | high & (
-        table["measured"] <= table["wanted"]
-    )
-    return pd.DataFrame(
-        {
-            "target": table["target"],
-            "wanted": table["bound"] + table["wanted"].map(" {:g}".format),
-            "measured": _text(table[["measured"]], missing="not measured")["measured"],
-            "met": met.map({True: "yes", False: "no"}).where(table["measured"].notna(), ""),
-        }
-    )
+    table = []
+    for target, bound, wanted, value in rows:
+        met = value >= wanted if bound == at_least else value <= wanted
+        judged = (f"{value:.3g}", "yes" if met else "no")
+        missing = ("not measured", "")
+        table.append((target, f"{bound} {wanted:g}", *(missing if math.isnan(value) else judged)))
+    return pd.DataFrame(table, columns=["target", "wanted", "measured", "met"])
 
 
 def _ratio(values: dict[Hashable, float], above: Hashable, below: Hashable) -> float:

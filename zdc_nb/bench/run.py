@@ -36,14 +36,7 @@ from zdc_nb.bench.libraries import Contender, Inputs, Ours, all_contenders, make
 from zdc_nb.detector import ZN
 from zdc_nb.hardware import OtherLoad, choose_device, cpu_model, free_mb, peak_mb, time_call
 
-__all__ = [
-    "RECORD",
-    "Benchmark",
-    "Machine",
-    "measure_machine",
-    "measure_products",
-    "run_benchmark",
-]
+__all__ = ["RECORD", "Benchmark", "Machine", "run_benchmark"]
 
 # timed in the same turns, to be compared with each other
 _TOGETHER: tuple[tuple[Case, ...], ...] = (
@@ -62,13 +55,9 @@ _PRODUCT_RUNS = 15
 class Machine:
     """What the machine can do, measured: the best of several runs.
 
-    Attributes
-    ----------
-    float32_gflops, bfloat16_gflops, numpy_gflops
-        rate of large matrix products (GFLOP/s) by torch in float32 and bfloat16, and by numpy in
-        float32 (None on a GPU).
-    bandwidth_gbs
-        of ``a = b + s * c`` on long vectors (GB/s), two read and one written.
+    Rates of large matrix products (GFLOP/s) by torch in float32 and bfloat16, and by numpy in
+    float32 (None on a GPU); bandwidth (GB/s) of ``a = b + s * c`` on long vectors, two read and one
+    written.
     """
 
     description: str
@@ -85,8 +74,7 @@ class Machine:
         return self.bfloat16_gflops > 1.2 * self.float32_gflops
 
 
-def measure_machine(params: BenchParams) -> Machine:
-    """Rates of matrix products and memory, on the device and with the threads of the benchmark."""
+def _measure_machine(params: BenchParams) -> Machine:
     device = choose_device(params.device)
     n, length = params.product_size, params.copy_mb * 10**6 // 4
 
@@ -131,22 +119,13 @@ class _ProductClock(TorchDispatchMode):
         return results[0]
 
 
-def measure_products(dim: int, hidden: int, batch: int, params: BenchParams) -> dict[str, Any]:
+def _measure_products(dim: int, hidden: int, batch: int, params: BenchParams) -> dict[str, Any]:
     """What the matrix products inside our density pass reach, beside a plain large product.
 
-    Both take turns; medians count.
-
-    Returns
-    -------
-    dim, hidden, batch
-        as given.
-    useful_gflops
-        multiplications and additions with weights that the masks allow, by the time in matrix
-        products alone (GFLOP/s). None where torch made none.
-    plain_gflops
-        of a large product without any mask (GFLOP/s).
-    share_of_pass
-        the part of the density pass spent in matrix products; None where there are none.
+    They take turns, and medians count. ``useful_gflops`` counts multiplications and additions with
+    weights that the masks allow, by the time in matrix products alone (GFLOP/s); ``plain_gflops``
+    is of a large product without any mask (GFLOP/s), ``share_of_pass`` the part of the density pass
+    spent in matrix products. Where torch made none, the first and the last are None.
     """
     device = choose_device(params.device).type
     ours = Ours(dim, hidden, params, "fused", "float32", device)
@@ -174,11 +153,9 @@ def measure_products(dim: int, hidden: int, batch: int, params: BenchParams) -> 
 
 # --- The run ------------------------------------------------------------------------------------
 
-_NETWORK = ["dim", "hidden"]
-_LEFT_OUT = ["case", "contender", "dtype", *_NETWORK, "batch", "reason"]
-_CHECKS = ["contender", "dtype", *_NETWORK, "log_density", "inversion"]
-RECORD = ["case", "contender", "device", "dtype", *_NETWORK, "batch", "ms_per_sample", "runs"]
-RECORD += ["peak_mb", "extrapolated_from", "spread", "others"]
+_LEFT_OUT = ["case", "contender", "dtype", "dim", "hidden", "batch", "reason"]
+RECORD = ["case", "contender", "device", "dtype", "dim", "hidden", "batch", "ms_per_sample"]
+RECORD += ["runs", "peak_mb", "extrapolated_from", "spread", "others"]
 """The columns of a record, see :class:`Benchmark`."""
 
 
@@ -189,53 +166,47 @@ class Benchmark:
     Attributes
     ----------
     machine, products
-        of :func:`measure_machine`, at its best, and :func:`measure_products`.
+        what the machine can do, and what the matrix products of our density pass make of it.
     records
-        a row for each contender in each case: case, contender, device, dtype (of the matrix
-        products), batch (samples at once), and
+        a row for each contender in each case at each batch size, with device, dtype (of the matrix
+        products) and
 
         - ms_per_sample: median over the runs, divided by the batch size (ms);
         - runs: timed runs; where ``extrapolated_from`` is set, the passes timed;
         - peak_mb: peak memory of a first run above what was resident before (MB): everything but
-          weights, masks and inputs; of an inversion in D passes, one of them. Empty where it is
-          not known;
+          weights, masks and inputs; of an inversion in D passes, one of them;
         - extrapolated_from: how many of the D passes of an inversion were timed; empty where the
           whole ran;
         - spread: distance between the quartiles of the runs, as a share of their median;
-        - others: cores that other processes used meanwhile; empty where it is not known.
+        - others: cores that other processes used meanwhile.
+
+        Memory and others are empty where the system does not tell.
     left_out
-        contenders that did not run: case, contender, dtype, batch and the reason.
+        contenders that did not run in a case, and the reason.
     checks
-        whether a contender computes what ours does: contender, dtype, log_density (largest
-        difference of the teacher's log-density to that of ours in float32, relative to it) and
-        inversion (largest difference between data and what comes back from the latent space, by
-        the contender's own inversion; empty where its D passes would take too long).
+        whether a contender computes what ours does: log_density is the largest difference of the
+        teacher's log-density to that of ours in float32, relative to it; inversion that between
+        data and what comes back from the latent space, by the contender's own inversion; empty
+        where its D passes would take too long.
     work
-        what each case needs: case, flop (useful operations a sample) and weights (that the masks
-        allow).
+        what each case needs: flop (useful operations a sample) and weights (that the masks allow).
     """
 
     machine: Machine
     products: dict[str, Any]
     records: pd.DataFrame
-    left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_LEFT_OUT))
-    checks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_CHECKS))
-    work: pd.DataFrame = field(default_factory=pd.DataFrame)
+    left_out: pd.DataFrame
+    checks: pd.DataFrame
+    work: pd.DataFrame
 
 
 def run_benchmark(params: BenchParams, progress: bool = False) -> Benchmark:
-    """Run all cases, and show a bar if asked for.
-
-    Raises
-    ------
-    ImportError
-        where a peer is not installed.
-    """
+    """Run all cases, with a bar if asked for; ``ImportError`` where a peer is not installed."""
     # torch and the compiled splines on equally many threads
     threads = min(torch.get_num_threads(), numba.get_num_threads())
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
-    machine = measure_machine(params)
+    machine = _measure_machine(params)
     device, bfloat16 = machine.device, machine.has_bfloat16
     # compiled before anything is timed
     small = make_inputs(ZN.dim, 2, params, device)
@@ -244,7 +215,7 @@ def run_benchmark(params: BenchParams, progress: bool = False) -> Benchmark:
             contender.prepare(case, small)()
     dim, hidden, batches = params.grid()[-1]
     nearest = min(batches, key=lambda batch: abs(batch - params.growth_batch))
-    products = measure_products(dim, hidden, nearest, params)
+    products = _measure_products(dim, hidden, nearest, params)
     total = sum(len(_TOGETHER) * len(sizes) for _, _, sizes in params.grid())
     bar = tqdm(total=total, desc="benchmark", file=sys.stdout, disable=not progress, mininterval=10)
     records, left_out, checks, work = [], [], [], []
@@ -270,14 +241,14 @@ def run_benchmark(params: BenchParams, progress: bool = False) -> Benchmark:
         del contenders, turns, masks
     bar.close()
     gc.unfreeze()
-    again = asdict(measure_machine(params))
+    again = asdict(_measure_machine(params))
     rates = {key: value for key, value in asdict(machine).items() if isinstance(value, float)}
     return Benchmark(
         replace(machine, **{key: max(rate, again[key]) for key, rate in rates.items()}),
         products,
         pd.DataFrame(records, columns=RECORD).astype({"extrapolated_from": "Int64"}),
         pd.DataFrame(left_out, columns=_LEFT_OUT),
-        pd.DataFrame(checks, columns=_CHECKS),
+        pd.DataFrame(checks),
         pd.DataFrame(work),
     )
 
@@ -297,14 +268,9 @@ def _check(
         if not contender.is_loop("teacher_sample") or dim * seconds < params.longest / 3:
             back = contender.from_latent(contender.to_latent(x, condition), condition)
             inversion = float((back - x).abs().max())
-        checks.append(
-            {
-                "contender": contender.name,
-                "dtype": contender.dtype,
-                "log_density": float(((density - expected) / expected).abs().max()),
-                "inversion": inversion,
-            }
-        )
+        largest = float(((density - expected) / expected).abs().max())
+        names = {"contender": contender.name, "dtype": contender.dtype}
+        checks.append({**names, "log_density": largest, "inversion": inversion})
     return checks
 
 
@@ -330,25 +296,21 @@ class _Turns:
     device: str
     left_out: list[dict[str, Any]] = field(default_factory=list)
     # batch size, seconds and memory of each contender in each case so far
-    seen: dict[tuple[Case, Contender], list[tuple[int, float, float | None]]] = field(
-        default_factory=dict
-    )
+    seen: dict[Any, list[tuple[int, float, float | None]]] = field(default_factory=dict)
 
     def at(self, batch: int) -> list[dict[str, Any]]:
         """Records of every contender at a batch size; those of smaller ones must be there."""
+        inputs = make_inputs(self.contenders[0].dim, batch, self.params, self.device)
         jobs = []
         for case in self.cases:
             for contender in self.contenders:
-                # both loops of a contender are the same one, which is timed once
                 again = case == LOOPS[1] and contender.is_loop(case)
                 if contender.runs(case) and not again:
-                    inputs = make_inputs(contender.dim, batch, self.params, self.device)
                     jobs += self._ready(case, contender, inputs)
         with OtherLoad() as load:
             _take_turns(jobs, self.device)
-        records = [
-            _record(job, batch) | {"device": self.device, "others": load.cores} for job in jobs
-        ]
+        everywhere = {"device": self.device, "others": load.cores}
+        records = [everywhere | _record(job, batch) for job in jobs]
         loops = [record for record in records if record["extrapolated_from"] is not None]
         return records + [record | {"case": LOOPS[1]} for record in loops]
 
