@@ -54,7 +54,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _largest(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the largest network."""
     table = table[table["dim"] == table["dim"].max()]
-    return table.loc[table["hidden"] == table["hidden"].max()]
+    return table[table["hidden"].eq(table["hidden"].max())]
 
 
 def _wide(table: pd.DataFrame, values: str) -> pd.DataFrame:
