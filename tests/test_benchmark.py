@@ -18,15 +18,12 @@ import pytest
 import torch
 import yaml
 
-from zdc_nb.bench import libraries as peers
 from zdc_nb.bench import results as bench_tables
 from zdc_nb.bench import run as benchmark
-from zdc_nb.bench.cases import CASES, BenchParams, load_bench
-from zdc_nb.bench.contenders import Ours, compulsory_bytes, useful_flop
-from zdc_nb.bench.libraries import NflowsPeer, PyroPeer, dense_layers
+from zdc_nb.bench.cases import CASES, BenchParams, compulsory_bytes, load_bench, useful_flop
+from zdc_nb.bench.libraries import NflowsPeer, Ours, PyroPeer
 from zdc_nb.bench.results import benchmark_findings
-from zdc_nb.bench.run import Benchmark, Record, run_benchmark
-from zdc_nb.detector import ZN
+from zdc_nb.bench.run import Benchmark, run_benchmark
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.params import ParameterError, load_study
 
@@ -87,7 +84,7 @@ def points(flow: Teacher, n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
 def test_pyro_with_our_weights_computes_our_density(hidden: int) -> None:
     flow = teacher(hidden=hidden)
     x, condition = points(flow)
-    peer = PyroPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    peer = PyroPeer(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
     expected = flow.log_prob(x, condition)
     torch.testing.assert_close(peer.log_prob(x, condition), expected, rtol=1e-5, atol=1e-4)
 
@@ -97,7 +94,7 @@ def test_pyro_with_our_weights_computes_our_density(hidden: int) -> None:
 def test_nflows_with_our_weights_computes_our_density(hidden: int) -> None:
     flow = teacher(hidden=hidden)
     x, condition = points(flow)
-    peer = NflowsPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    peer = NflowsPeer(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
     expected = flow.log_prob(x, condition)
     # its splines end with a slope of 1, ours and Pyro's with 0.999
     torch.testing.assert_close(peer.log_prob(x, condition), expected, rtol=1e-3, atol=1e-3)
@@ -108,7 +105,7 @@ def test_nflows_with_our_weights_computes_our_density(hidden: int) -> None:
 def test_all_passes_of_a_peer_invert_its_flow(kind: Callable[..., Any]) -> None:
     flow = teacher()
     x, condition = points(flow)
-    peer = kind(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    peer = kind(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
     one_pass = peer.inversion_pass(peer.to_latent(x, condition), condition)
     found = torch.zeros_like(x)
     for _ in range(flow.dim):
@@ -121,7 +118,7 @@ def test_all_passes_of_a_peer_invert_its_flow(kind: Callable[..., Any]) -> None:
 def test_an_iaf_of_a_peer_is_its_transform_run_the_fast_way(kind: Callable[..., Any]) -> None:
     flow = teacher()
     _, condition = points(flow)
-    peer = kind(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    peer = kind(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
     torch.manual_seed(1)
     drawn = peer.sample_iaf(condition)
     torch.manual_seed(1)
@@ -129,20 +126,21 @@ def test_an_iaf_of_a_peer_is_its_transform_run_the_fast_way(kind: Callable[..., 
     torch.testing.assert_close(drawn, peer.to_latent(noise, condition), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_of_ours_and_of_pyro_are_independent() -> None:
+@pytest.mark.parametrize("kind", PEERS)
+def test_weights_of_ours_and_of_a_peer_are_independent(kind: Callable[..., Any]) -> None:
     flow = teacher()
-    layers = dense_layers(flow.networks[0])
     before = [parameter.clone() for parameter in flow.parameters()]
-    for layer in layers:
-        layer.weight.zero_()
-        layer.bias.zero_()
+    peer = kind(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
+    with torch.no_grad():
+        for parameter in peer.module.parameters():
+            parameter.zero_()
     for parameter, old in zip(flow.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
 
 
 def test_useful_work_is_a_product_for_each_allowed_weight_and_use() -> None:
     dim, hidden = 6, 5
-    layers = dense_layers(teacher(dim, hidden).networks[0])
+    masks = [mask for _, _, mask in teacher(dim, hidden).networks[0].dense_weights()]
     degrees = [round(i * (dim - 1) / (hidden - 1)) for i in range(hidden)]
     inputs = [0, *range(1, dim + 1)]
     first = sum(u >= i for u, i in product(degrees, inputs))
@@ -150,13 +148,13 @@ def test_useful_work_is_a_product_for_each_allowed_weight_and_use() -> None:
     between = 2 * sum(u >= v for u, v in product(degrees, degrees))
     last = (3 * BINS - 1) * sum(d >= u for d, u in product(range(dim), degrees))
     allowed = first + between + last
-    assert sum(int(layer.mask.sum()) for layer in layers) == allowed
+    assert sum(int(mask.sum()) for mask in masks) == allowed
     for case in ("density", "teacher_sample", "student_sample", "student_likelihood"):
-        assert useful_flop(case, layers) == 2 * allowed
+        assert useful_flop(case, masks) == 2 * allowed
     step = 2 * (allowed + allowed + between + last)
-    assert useful_flop("train_step", layers) == step
+    assert useful_flop("train_step", masks) == step
     back = 2 * (allowed + allowed - of_condition)
-    assert useful_flop("distil_step", layers) == 2 * allowed + 2 * step + back
+    assert useful_flop("distil_step", masks) == 2 * allowed + 2 * step + back
 
 
 def test_least_traffic_by_hand() -> None:
@@ -170,8 +168,7 @@ def test_least_traffic_by_hand() -> None:
 def test_records_have_exactly_the_fields_and_cover_the_grid(
     result: Benchmark, params: BenchParams
 ) -> None:
-    table = bench_tables.records_table(result.records)
-    assert list(table.columns[:-1]) == [
+    assert list(result.records.columns) == [
         "case",
         "contender",
         "device",
@@ -183,10 +180,13 @@ def test_records_have_exactly_the_fields_and_cover_the_grid(
         "runs",
         "peak_mb",
         "extrapolated_from",
+        "spread",
+        "others",
     ]
+    table = bench_tables.roofline_table(result)
     keys = ["case", "name", "dim", "hidden", "batch"]
     assert not table.duplicated(keys).any()
-    assert not result.left_out
+    assert result.left_out.empty
     cells = {(9, 24, 4), *product([20], [5, 24], [1, 4])}
     assert {(dim, hidden, n) for dim, hidden, ns in params.grid() for n in ns} == cells
     for contender in ("ours", "ours-reference", "nflows", "pyro"):
@@ -198,14 +198,18 @@ def test_records_have_exactly_the_fields_and_cover_the_grid(
     assert (table["runs"] == 3).all()
     assert (table["device"] == "cpu").all()
     assert set(table["dtype"]) <= {"float32", "bfloat16"}
+    # the slowest quarter of three runs cannot be below the fastest
+    assert (table["spread"] >= 0).all()
+    assert not (table["others"] < 0).any()
 
 
 def test_every_extrapolated_loop_is_marked(result: Benchmark) -> None:
-    for record in result.records:
-        loop = record.case in {"teacher_sample", "student_likelihood"}
-        expected = 3 if loop and record.contender != "ours" else None
-        assert record.extrapolated_from == expected
-    times = bench_tables.times_table(bench_tables.records_table(result.records)).reset_index()
+    records = result.records
+    loops = records["case"].isin(["teacher_sample", "student_likelihood"])
+    expected = loops & (records["contender"] != "ours")
+    assert records["extrapolated_from"].notna().equals(expected)
+    assert (records.loc[expected, "extrapolated_from"] == 3).all()
+    times = bench_tables.times_table(bench_tables.roofline_table(result)).reset_index()
     loops = times["case"].isin(["teacher_sample", "student_likelihood"])
     for column in ("ours (ms)", "ours-reference (ms)", "nflows (ms)", "pyro (ms)"):
         marked = times[column].str.endswith("*")
@@ -214,55 +218,70 @@ def test_every_extrapolated_loop_is_marked(result: Benchmark) -> None:
 
 
 def test_contenders_with_equal_weights_agree(result: Benchmark) -> None:
-    assert {check.contender for check in result.checks} == {
-        "ours",
-        "ours-reference",
-        "nflows",
-        "pyro",
-    }
-    for check in result.checks:
-        if check.dtype == "float32":
-            assert check.log_density < 1e-4
-            assert check.inversion is not None
-            assert check.inversion < 1e-3
+    checks = result.checks
+    assert set(checks["contender"]) == {"ours", "ours-reference", "nflows", "pyro"}
+    exact = checks[checks["dtype"] == "float32"]
+    assert (exact["log_density"] < 1e-4).all()
+    assert (exact["inversion"] < 1e-3).all()
 
 
-def test_the_median_of_a_pass_stands_for_each_of_the_d_passes(
-    monkeypatch: pytest.MonkeyPatch, params: BenchParams, result: Benchmark
-) -> None:
-    group = benchmark._Group(9, 5, ("teacher_sample",), [], params, result.machine, result)
-    flow = Ours(9, 5, params, "fused", "float32", "cpu")
-    job = benchmark._Job("teacher_sample", flow, lambda: None, passes=9, calls=3)
-    clock = iter([0.004, 0.002, 0.9])
-    monkeypatch.setattr(benchmark, "time_call", lambda *_: next(clock))
-    group._take_turns([job])
-    record = group._record(job, batch=2)
-    assert record.ms_per_sample == pytest.approx(9 * 4 / 2)
-    assert (record.runs, record.extrapolated_from) == (3, 3)
+def job(params: BenchParams, case: Any, name: str = "ours", calls: int = 3) -> benchmark._Job:
+    flow = Ours(9, 5, params, "fused" if name == "ours" else "reference", "float32", "cpu")
+    return benchmark._Job(case, flow, lambda: None, calls)
 
 
-def test_contenders_take_turns_whatever_their_number_of_runs(
-    params: BenchParams, result: Benchmark
-) -> None:
-    group = benchmark._Group(9, 5, ("density",), [], params, result.machine, result)
+def test_the_median_of_a_pass_stands_for_each_of_the_d_passes(params: BenchParams) -> None:
+    loop = job(params, "teacher_sample", "ours-reference")
+    loop.times += [0.004, 0.002, 0.9]
+    record = benchmark._record(loop, batch=2)
+    assert record["ms_per_sample"] == pytest.approx(9 * 4 / 2)
+    assert (record["runs"], record["extrapolated_from"]) == (3, 3)
+
+
+def test_spread_is_the_distance_of_the_quartiles_over_the_median(params: BenchParams) -> None:
+    whole = job(params, "density")
+    whole.times += [1.0, 2.0, 4.0, 8.0, 16.0]
+    record = benchmark._record(whole, batch=1)
+    assert record["spread"] == pytest.approx((8 - 2) / 4)
+    assert record["extrapolated_from"] is None
+
+
+def test_contenders_take_turns_whatever_their_number_of_runs(params: BenchParams) -> None:
     order: list[str] = []
-    flow = Ours(9, 5, params, "fused", "float32", "cpu")
-    jobs = [
-        benchmark._Job("density", flow, lambda name=name: order.append(name), 1, calls=calls)  # type: ignore[misc]
-        for name, calls in (("a", 4), ("b", 2))
-    ]
-    group._take_turns(jobs)
+    first, second = (job(params, "density", calls=calls) for calls in (4, 2))
+    first.call, second.call = (lambda: order.append("a")), (lambda: order.append("b"))
+    benchmark._take_turns([first, second], "cpu")
     assert "".join(order) == "aabaab"
 
 
+@pytest.mark.parametrize(
+    ("spread", "others", "words"),
+    [
+        (0.1, None, None),
+        (0.1, 0.1, None),
+        (0.7, None, "70% of the median"),
+        (0.1, 1.5, "used up to 1.5 cores"),
+    ],
+)
+def test_findings_begin_with_a_warning_of_a_busy_machine(
+    result: Benchmark, spread: float, others: float | None, words: str | None
+) -> None:
+    records = result.records.assign(spread=0.0, others=None if others is None else 0.0)
+    records.loc[3, ["spread", "others"]] = spread, others
+    first = benchmark_findings(replace(result, records=records)).splitlines()[0]
+    assert ("busy machine" in first) == (words is not None)
+    assert (words or "") in first
+
+
 def test_what_would_take_too_long_is_left_out_with_a_reason(tmp_path: Path) -> None:
-    params = load_bench(tiny(tmp_path, dims=[ZN.dim], hiddens=[4], batches=[1, 4], longest=0.002))
+    params = load_bench(tiny(tmp_path, dims=[9], hiddens=[4], batches=[1, 4], longest=1e-5))
     result = run_benchmark(params)
-    left = bench_tables.left_out_table(result)
+    left = result.left_out
     assert {"teacher_sample", "student_likelihood"} <= set(left["case"])
     assert left["reason"].str.contains("would take").all()
-    ran = {(r.case, r.contender, r.dtype, r.dim, r.hidden, r.batch) for r in result.records}
-    assert ran.isdisjoint(left.drop(columns="reason").itertuples(index=False, name=None))
+    keys = left.columns.drop("reason").tolist()
+    ran = set(result.records[keys].itertuples(index=False, name=None))
+    assert ran.isdisjoint(left[keys].itertuples(index=False, name=None))
     assert "Left out" in benchmark_findings(result)
 
 
@@ -276,10 +295,10 @@ def test_targets_are_named_even_where_not_measured(result: Benchmark) -> None:
 
 
 def test_targets_are_ratios_in_the_right_direction(result: Benchmark) -> None:
-    def record(case: Any, contender: Any, ms: float, **other: Any) -> Record:
+    def record(case: str, contender: str, ms: float, **other: Any) -> dict[str, Any]:
         fields = {"device": "cpu", "dtype": "float32", "dim": 1936, "hidden": 1452, "batch": 256}
         fields |= {"runs": 3, "peak_mb": None, "extrapolated_from": None, **other}
-        return Record(case=case, contender=contender, ms_per_sample=ms, **fields)  # type: ignore[arg-type]
+        return {"case": case, "contender": contender, "ms_per_sample": ms, **fields}
 
     records = [
         record("density", "ours", 1.0),
@@ -294,8 +313,9 @@ def test_targets_are_ratios_in_the_right_direction(result: Benchmark) -> None:
         record("student_sample", "ours", 0.2, dtype="bfloat16"),
         record("student_sample", "nflows", 2.0),
     ]
-    products = replace(result.products, useful_gflops=60.0, plain_gflops=100.0)
-    targets = bench_tables.targets_table(Benchmark(result.machine, products, records))
+    products = {**result.products, "useful_gflops": 60.0, "plain_gflops": 100.0}
+    changed = replace(result, products=products, records=pd.DataFrame(records))
+    targets = bench_tables.targets_table(changed)
     assert list(zip(targets["measured"], targets["met"], strict=True)) == [
         ("2.5e+03", "yes"),  # teacher sampling: 5000 / 2, at least 2000
         ("2.5e+03", "no"),  # one at once: at least 3000
@@ -335,10 +355,11 @@ def test_wrong_parameters_are_refused_by_name(
 def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nflows.flows", None)
     flow = teacher()
-    with pytest.raises(peers.PeerError, match="make bench"):
-        NflowsPeer(dense_layers(flow.networks[0]), flow.dim, 1, BINS, BOUND)
+    with pytest.raises(ImportError, match="make bench"):
+        NflowsPeer(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
 
 
+@pytest.mark.slow
 def test_notebook_writes_records_and_figures(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "zdc_nb").symlink_to(ROOT / "zdc_nb")
@@ -357,7 +378,7 @@ def test_notebook_writes_records_and_figures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "tiny"
     records = json.loads((folder / "bench.json").read_text("utf-8"))
-    assert set(records[0]) == set(benchmark.Record.__dataclass_fields__)
+    assert set(records[0]) == set(benchmark.RECORD)
     context = json.loads((folder / "context.json").read_text("utf-8"))
     assert set(context) == {"machine", "products", "checks", "left_out", "parameters"}
     assert len(pd.read_csv(folder / "tables" / "targets.csv")) == 9

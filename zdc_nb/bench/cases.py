@@ -1,4 +1,4 @@
-"""The parameters of the benchmark, and the cases that it times.
+"""The parameters of the benchmark, the cases that it times, and the work that each needs at least.
 
 One YAML file (``params/bench.yaml``), read with :func:`load_bench`; as in a study, no key has a
 default, and what is unknown is refused by name.
@@ -6,14 +6,27 @@ default, and what is unknown is refused by name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from zdc_nb.params import load_parameters, project_root
 
-__all__ = ["CASES", "FEWEST_RUNS", "LOOPS", "BenchParams", "Case", "ContenderName", "load_bench"]
+__all__ = [
+    "CASES",
+    "CONTEXT",
+    "FEWEST_RUNS",
+    "LOOPS",
+    "BenchParams",
+    "Case",
+    "ContenderName",
+    "compulsory_bytes",
+    "load_bench",
+    "useful_flop",
+]
 
 Case = Literal[
     "density", "train_step", "distil_step", "teacher_sample", "student_sample", "student_likelihood"
@@ -30,9 +43,11 @@ CASES: dict[Case, str] = {
 }
 """What is timed, and what each case is."""
 
-# where a contender inverts in D passes, both cases are the same loop: it is timed once
 LOOPS: tuple[Case, Case] = ("teacher_sample", "student_likelihood")
-"""The cases that invert a flow."""
+"""The cases that invert a flow: in D passes, both are the same loop, which is timed once."""
+
+CONTEXT = 1
+"""Width of the condition, which is zero."""
 
 FEWEST_RUNS = 3
 """Timed runs of a contender in a case, at least."""
@@ -92,3 +107,44 @@ class BenchParams(BaseModel):
 def load_bench(path: str | Path) -> BenchParams:
     """Read and check the benchmark's parameters, see :func:`zdc_nb.params.load_parameters`."""
     return load_parameters(path, BenchParams, "benchmark")
+
+
+def useful_flop(case: Case, masks: Sequence[Tensor], context: int = CONTEXT) -> int:
+    """Floating-point operations a sample that no implementation of the case can do without.
+
+    A multiplication and an addition for each weight that the masks allow and each use of it: once
+    in a pass (an exact inversion needs no more); in a training step again for the gradients of
+    weights and inputs, the latter but for the first layer; in a distillation step for the teacher's
+    pass, two passes of the student with their gradients, and the teacher's way back with the
+    gradient of its inputs.
+
+    Parameters
+    ----------
+    masks
+        (outputs, inputs) of each layer, as in :meth:`zdc_nb.flows.made.Made.dense_weights`.
+    context
+        C, the first inputs of the first layer.
+    """
+    allowed = [int(mask.sum()) for mask in masks]
+    once, first = 2 * sum(allowed), allowed[0]
+    step = 3 * once - 2 * first
+    if case == "train_step":
+        return step
+    if case == "distil_step":
+        back = 2 * once - 2 * int(masks[0][:, :context].sum())
+        return once + 2 * step + back
+    return once
+
+
+def compulsory_bytes(case: Case, allowed: int, dim: int, batch: int, size: int) -> int:
+    """Bytes that a batch has to move between memory and processor at least.
+
+    The ``allowed`` weights that the masks leave, of ``size`` bytes each, are read once a pass; a
+    step of training reads them again for the gradient, writes the gradient, and reads and writes
+    parameter and two moments in Adam (float32). Data are read and written once. What lies between
+    layers is not counted: it may stay in a cache.
+    """
+    # of the weights, of the data, and how often the optimiser runs
+    reads, copies, steps = {"train_step": (2, 1, 1), "distil_step": (5, 3, 1)}.get(case, (1, 1, 0))
+    adam = 4 * allowed * (1 + 1 + 3 + 3)
+    return reads * size * allowed + copies * 2 * 4 * batch * dim + steps * adam
