@@ -4,9 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from threading import Event
-from time import sleep
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from zdc_nb.data.root import write_root
 from zdc_nb.data.simulation import simulate
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.params import Study, load_study
+from zdc_nb.storage import checksum
 from zdc_nb.study import dataset as files
 from zdc_nb.study.dataset import (
     data_digest,
@@ -145,16 +144,16 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     read = read_parts
 
-    class Digests(dict[tuple[Path, int, int], str]):
-        def __setitem__(self, known: tuple[Path, int, int], digest: str) -> None:
-            seen.append(known[0])
-            super().__setitem__(known, digest)
+    def counted_hash(path: Path) -> str:
+        seen.append(path)
+        return checksum(path)
 
     def counted_read(paths: list[Path], *rest: Any) -> Any:
         seen.extend(paths)
         return read(paths, *rest)
 
-    monkeypatch.setattr(files, "_digests", Digests())
+    files._sha256.cache_clear()
+    monkeypatch.setattr(files, "checksum", counted_hash)
     monkeypatch.setattr(files, "read_parts", counted_read)
     return seen
 
@@ -257,7 +256,7 @@ def test_the_same_content_under_another_name_is_not_read_again(
         "files": [{**report["files"][0], "name": "b.root"}],
     }
     # and is known by its new name from then on
-    files._digests.clear()
+    files._sha256.cache_clear()
     assert data_identity(renamed) == identity
     assert reads == []
 
@@ -275,37 +274,25 @@ def test_names_that_pair_files_otherwise_make_other_events(study: Study, events:
     assert not np.array_equal(study_events(own).photon_sum, first.photon_sum)
 
 
-@pytest.mark.parametrize("failure", [EventFileError("row 0"), KeyboardInterrupt()], ids=repr)
-def test_what_fails_while_files_are_hashed_is_told_at_once(
-    study: Study, monkeypatch: pytest.MonkeyPatch, failure: BaseException
-) -> None:
-    pieces, failed, hashed = 2000, Event(), []
-
-    class Digest:
-        def update(self, piece: bytes) -> None:
-            hashed.append(len(piece))
-            # the reading fails while the first piece is hashed; the others take their time
-            failed.wait()
-            sleep(0.005)
-
-        def hexdigest(self) -> str:
-            return "0"
-
-    def failing(*_: Any) -> NoReturn:
-        while not hashed:
-            sleep(0.001)
-        failed.set()
-        raise failure
-
-    for name in ("a.root", "b.root"):
-        Path(name).touch()
-        os.truncate(name, pieces * files._PIECE)
-    monkeypatch.setattr(files, "read_parts", failing)
-    monkeypatch.setattr(hashlib, "sha256", Digest)
-    with pytest.raises(type(failure)):
+def test_the_same_content_twice_is_refused_with_both_names(study: Study, events: Events) -> None:
+    write_root([events], Path("a.root"))
+    Path("b.root").write_bytes(Path("a.root").read_bytes())
+    with pytest.raises(EventFileError, match=r"b\.root: has the same content as a\.root"):
         study_events(with_data(study, file=["a.root", "b.root"]))
-    assert 0 < len(hashed) < pieces // 2
     assert not (study.artifacts / "data.root").exists()
+
+
+def test_warnings_are_kept_with_the_data(study: Study, events: Events) -> None:
+    in_cm = events.features.copy()
+    in_cm[:, 1:4] *= 100
+    write_root([Events.from_arrays(events.pdg, in_cm, events.photons)], Path("cm.root"))
+    own = with_data(study, file="cm.root")
+    for _ in range(2):  # also of a second run, which reads nothing
+        study_events(own)
+        (warning,) = data_report(own)["warnings"]
+        assert "vz is" in warning
+        assert "in cm?" in warning
+    assert data_report(study)["warnings"] == []
 
 
 def test_bad_rows_are_dropped_told_and_counted_where_asked(
@@ -335,7 +322,7 @@ def test_bad_rows_are_dropped_told_and_counted_where_asked(
         "photon counts of at most 65535": 1,
         "finite numbers": 1,
         "a PDG code": 1,
-        "an energy (GeV) of at least the mass (MeV)": 1,
+        "an energy (GeV) that follows from momentum (GeV) and mass (MeV)": 1,
         "a photon sum equal to the response's": 1,
     }
     for expected in report["dropped"]:
@@ -414,27 +401,27 @@ def test_too_few_events_of_a_study_are_told_with_file_and_subset(
     write_root([neutrons[:2]], Path("few.root"))
     own = with_data(study, file="few.root")
     with pytest.raises(EventFileError, match=r"few\.root, subset 'n': 2 responses are too few"):
-        study_split(own, "n")
+        study_split(own, "n", study_events(own))
     with pytest.raises(EventFileError, match=r"few\.root, subset 'k0s': none of the 2 responses"):
-        study_split(own, "k0s")
+        study_split(own, "k0s", study_events(own))
     simulated = with_data(study, max_responses={"all": 2})
     with pytest.raises(EventFileError, match=r"data\.root, subset 'all': 2 responses are too few"):
-        study_split(simulated, "all")
+        study_split(simulated, "all", study_events(simulated))
 
 
 def test_the_split_of_a_study_is_capped_seeded_and_disjoint(study: Study) -> None:
-    parts = study_split(with_data(study, max_responses={"all": 100}), "all")
-    assert [len(part) for part in parts] == [70, 10, 20]
     everything = study_events(study)
-    whole = study_split(with_data(study, max_responses={}), "all")
+    parts = study_split(with_data(study, max_responses={"all": 100}), "all", everything)
+    assert [len(part) for part in parts] == [70, 10, 20]
+    whole = study_split(with_data(study, max_responses={}), "all", everything)
     assert sum(map(len, whole)) == len(everything)
     together = np.sort(np.concatenate([part.photon_sum for part in whole]))
     np.testing.assert_array_equal(together, np.sort(everything.photon_sum))
-    neutrons = study_split(study, "n")
+    neutrons = study_split(study, "n", everything)
     assert {int(code) for part in neutrons for code in part.pdg} == {2112}
-    for one, other in zip(study_split(study, "n"), neutrons, strict=True):
+    for one, other in zip(study_split(study, "n", everything), neutrons, strict=True):
         assert_equal(one, other)
-    reseeded = study_split(study.model_copy(update={"seed": 1}), "n")
+    reseeded = study_split(study.model_copy(update={"seed": 1}), "n", everything)
     assert not np.array_equal(reseeded[0].responses, neutrons[0].responses)
 
 

@@ -63,7 +63,7 @@ def fibre(row: int, value: float) -> Callable[..., None]:
     [
         (cell(3, 0, np.nan), "particles", r"row 3 .*finite numbers"),
         (cell(2, 9, np.inf), "particles", r"row 2 .*finite numbers"),
-        (cell(2, 9, 21.7), "particles", r"row 2 .*a PDG code$"),
+        (cell(2, 9, 21.7), "particles", r"row 2 .*a PDG code, found 21.7$"),
         (cell(2, 9, 123456789), "particles", r"row 2 .*a PDG code that exists"),
         (cell(4, 10, 1e6), "particles", r"row 4 .*a photon sum equal to the response's"),
         (fibre(1, np.nan), "responses", r"row 1 .*finite photon counts"),
@@ -233,7 +233,6 @@ def test_a_table_in_fortran_order_is_read_and_such_responses_are_refused(
         ([7], 1.5, r"the mass \(MeV\) of the PDG code, found mass [\d.]+ where"),
         ([4, 5, 6], 1e3, r"found energy .* they give .*; are the momenta in MeV\?"),
         ([0], 1e3, r"found energy .*; are the energy in MeV\?"),
-        ([0, 4, 5, 6], 1e3, r"found energy .*; are energy and momenta in MeV\?"),
         ([7], -1.0, r"a mass of at least 0, found mass -"),
     ],
 )
@@ -269,6 +268,12 @@ def test_vertices_beyond_any_beam_spot_are_warned_of(events: Events, tmp_path: P
                 f"vz is {scaled[:, 3][np.abs(scaled[:, 3]).argmax()]:.4g}" in w for w in warnings
             )
             assert all(w.endswith(f"are the vertices in {unit}?") for w in warnings)
+    table[:, [0, 4, 5, 6]] *= 1000
+    fast = table[:, 0] > 1e5  # of slower ones energy and momentum do not go together
+    tally = Tally(strict=True)
+    list(read_parts(write_pair(tmp_path, table[fast], events.responses[fast]), tally))
+    (warning,) = tally.warnings()
+    assert warning.endswith("above any beam's in GeV; are energies and momenta in MeV?")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5, -1, 6e4, 7e4, 1e300])

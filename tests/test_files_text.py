@@ -100,7 +100,7 @@ def test_any_counts_are_read_as_numpy_reads_them(
         lit = data.draw(st.dictionaries(st.integers(0, 1935), st.integers(1, 3000), max_size=20))
         row[list(lit)] = list(lit.values())
     features = np.zeros((count, 9))
-    features[:, 0], features[:, 7] = 10.0, 939.56542
+    features[:, 0], features[:, 7] = 0.939565, 939.56542
     made = Events.from_arrays(
         np.full(count, 2112, np.int32), features, responses.reshape(-1, 44, 44)
     )
@@ -136,7 +136,11 @@ def test_rounded_numbers_are_no_fault(tmp_path: Path) -> None:
         (6, "N,nan,10,0,0,0,0,0,1,{}", r"row 2 .*a PDG code"),
         (6, "N,inf,10,0,0,0,0,0,1,{}", r"row 2 .*a PDG code"),
         (6, "N,2112,nan,0,0,0,0,0,1,{}", r"row 2 .*finite features"),
-        (6, "N,2112,0.5,0,0,0,0,0,0,{}", r"row 2 .*an energy \(GeV\) of at least the mass"),
+        (
+            6,
+            "N,2112,0.5,0,0,0,0,0,0,{}",
+            r"row 2 .*an energy \(GeV\) .*, found energy 0.5 where they give 0.939565",
+        ),
         (6, "N,2112,10,0,0,0,0,0,1,é", r"line 6: expected ASCII text, got 'N,2112"),
         (3, "P,2112,10,0,0,0,0,0,1,\u2003", r"line 3: expected ASCII text"),
         (61, "N,2112,10,0,0,0,0,0,1,0", r"more than 30 rows of detector N|expected 10"),

@@ -64,7 +64,7 @@ def test_times_of_a_busy_machine_begin_with_a_warning() -> None:
     assert "busy" not in speed_findings(quiet)
     assert speed_findings(quiet.assign(others=1.4)).startswith("- **Timings taken on a busy")
     assert "60% of the median" in speed_findings(quiet.assign(spread=[0.1, 0.6]))
-    assert "busy" not in speed_findings(quiet.assign(others=[None, None]))
+    assert "busy" not in speed_findings(quiet.assign(others=float("nan")))
 
 
 def test_a_slower_student_is_not_called_faster() -> None:

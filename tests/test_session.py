@@ -161,11 +161,19 @@ def test_what_is_missing_or_damaged_is_named_with_what_makes_it(own_copy: Path) 
     study = load_study(own_copy / "params" / "smoke.yaml")
     study = changed(study, "paths", artifacts=str(own_copy / "artifacts"))
     samples = Artefact(study, "samples", "n", "bs")
-    samples.path.write_bytes(samples.path.read_bytes()[:-9])
-    with pytest.raises(ArtefactError, match=r"bs\.npz: damaged"):
-        samples.check()
-    samples.sidecar.write_text("{}")
-    with pytest.raises(ArtefactError, match=r"bs\.npz\.json: expected the checksum"):
+    whole = samples.path.read_bytes()
+    for damaged in (b"", whole[:-9], whole + b" ", whole[:-9] + b"123456789"):
+        samples.path.write_bytes(damaged)
+        with pytest.raises(ArtefactError, match=r"bs\.npz: damaged"):
+            samples.check()
+    samples.path.write_bytes(whole)
+    samples.check()
+    for sidecar in (b"", b"{", b"[]", b'{"bytes": 4}', b"\xff"):
+        samples.sidecar.write_bytes(sidecar)
+        with pytest.raises(ArtefactError, match=r"bs\.npz\.json: expected the checksum"):
+            samples.check()
+    samples.sidecar.unlink()
+    with pytest.raises(ArtefactError, match=r"bs\.npz: not whole"):
         samples.check()
     samples.path.unlink()
     with pytest.raises(MissingArtefactError, match=r"bs\.npz is missing.*05_evaluation\.ipynb"):

@@ -1,7 +1,6 @@
 """Files that are whole or not there, say what they were made with, and are written by one."""
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -13,32 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from zdc_nb.storage import (
-    ArtefactError,
-    check_artefact,
-    exclusive,
-    read_sidecar,
-    sidecar,
-    sweep,
-    write_artefact,
-    write_atomically,
-    write_csv,
-    write_text,
-)
-
-MADE_WITH = {"seed": 1, "flow": {"hidden": 8, "widths": (1, 2)}}
+from zdc_nb.storage import exclusive, sweep, write_atomically, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def artefact(tmp_path: Path) -> Path:
-    path = tmp_path / "a" / "teacher.csv"
-    with write_artefact(path, MADE_WITH) as temporary:
-        temporary.write_text("x\n1\n")
-    return path
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -106,53 +84,6 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
         other.wait()
         write_text("other", tmp_path / "a.txt-b.txt")
     assert names(tmp_path) == ["a.txt", "a.txt-b.txt"]
-
-
-def test_an_artefact_says_what_it_was_made_with(artefact: Path) -> None:
-    check_artefact(artefact, MADE_WITH)
-    known = read_sidecar(artefact)
-    # printf 'x\n1\n' | sha256sum
-    assert known["sha256"] == "daff832f802000e645771a60983c76c963f6ee602a6230e45237bd360e91cc1a"
-    assert known["bytes"] == 4
-    assert names(artefact.parent) == ["teacher.csv", "teacher.csv.json"]
-
-
-def test_other_parameters_are_named(artefact: Path) -> None:
-    other = {"seed": 1, "flow": {"hidden": 9, "widths": (1, 2)}, "student": {"epochs": 2}}
-    with pytest.raises(ArtefactError, match=r"teacher\.csv: .*\(flow\.hidden, student\)"):
-        check_artefact(artefact, other)
-
-
-@pytest.mark.parametrize("content", [b"", b"x\n1", b"x\n2\n", b"x\n1\n\n"])
-def test_damage_is_named(artefact: Path, content: bytes) -> None:
-    artefact.write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"teacher\.csv: damaged"):
-        check_artefact(artefact, MADE_WITH)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"bytes": 4}', b"\xff"])
-def test_a_sidecar_that_is_none_is_named(artefact: Path, content: bytes) -> None:
-    sidecar(artefact).write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"teacher\.csv\.json: expected"):
-        check_artefact(artefact, MADE_WITH)
-
-
-def test_an_artefact_without_its_sidecar_is_not_whole(artefact: Path) -> None:
-    sidecar(artefact).unlink()
-    with pytest.raises(ArtefactError, match=r"teacher\.csv: not whole"):
-        check_artefact(artefact, MADE_WITH)
-
-
-def test_a_sidecar_of_the_artefact_before_is_not_taken(artefact: Path) -> None:
-    """As a process leaves it that was killed after the artefact and before the sidecar."""
-    before = sidecar(artefact).read_bytes()
-    with write_artefact(artefact, MADE_WITH) as temporary:
-        temporary.write_text("x\n3\n")
-    check_artefact(artefact, MADE_WITH)
-    sidecar(artefact).write_bytes(before)
-    with pytest.raises(ArtefactError, match="damaged"):
-        check_artefact(artefact, MADE_WITH)
-    assert json.loads(before)["made_with"]["flow"]["widths"] == [1, 2]
 
 
 HOLDER = """
@@ -229,3 +160,31 @@ def test_what_processes_of_other_hosts_left_goes_only_when_asked_for(tmp_path: P
     assert names(tmp_path) == [f".a.txt@{host}-2@4194305@x.txt", "a.txt"]
     sweep(path)
     assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "no permission to write there"),
+        (errno.EROFS, "a file system that can only be read"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for attempt in (write_text, lambda text, path: exclusive(path, text).__enter__()):
+        with pytest.raises(OSError, match=f"cannot be written: .*{said}") as error:
+            attempt("x", tmp_path / "new" / "a.txt")
+        assert error.value.filename == str(tmp_path / "new")
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    for path in (tmp_path / "a" / "b.txt", tmp_path / "a" / "c" / "b.txt"):
+        with pytest.raises(OSError, match="a file is in the place of a folder"):
+            write_text("x", path)
+    assert (tmp_path / "a").read_text() == "a file"

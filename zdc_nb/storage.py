@@ -42,11 +42,12 @@ def write_atomically(path: Path) -> Iterator[Path]:
     OSError
         naming ``path``, where the block or this could not write it, as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     sweep(path, socket.gethostname())
     prefix = f"{_mark(path)}{socket.gethostname()}@{os.getpid()}@"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
-    os.close(handle)
+    with _explained(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
@@ -68,6 +69,30 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 _CANNOT_WRITE = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+_NOT_WRITABLE = {
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "it is on a file system that can only be read",
+    errno.EEXIST: "a file is in the place of a folder",
+    errno.ENOTDIR: "a file is in the place of a folder",
+}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of a path that cannot be made what is in the way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        why = f"cannot be written: {_NOT_WRITABLE[error.errno]}"
+        raise OSError(error.errno, why, str(path)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _mark(path: Path) -> str:
@@ -147,12 +172,13 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     what
         is done under the lock, for the message.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     # its fallback, a file that is there or not, would outlive a process that is killed
     lock = FileLock(path, fallback_to_soft=False)
     try:
         try:
-            lock.acquire(timeout=0)
+            with _explained(path):
+                lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for another process that is at {what} (it holds {path})", flush=True)
             lock.acquire(poll_interval=0.5)

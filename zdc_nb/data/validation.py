@@ -47,8 +47,8 @@ wrong unit is a factor of a thousand."""
 LEAST_MASS_TOLERANCE = 0.1
 """MeV: a photon is sometimes stored with a mass that is not quite zero."""
 
-BEAM_SPOT = {"vx": 0.005, "vy": 0.005, "vz": 1.0}
-"""m, a hundred times what a collision's vertex is away from the centre."""
+USUAL = {"energy": 20_000.0, "vx": 0.005, "vy": 0.005, "vz": 1.0}
+"""GeV and m: above any beam's energy, and far outside of any beam spot."""
 
 
 class EventFileError(UserError, ValueError):
@@ -85,7 +85,7 @@ class Tally:
     guessed
         whether species were guessed, see :func:`nearest_species`.
     farthest
-        the vertex coordinates farthest from zero: value, row and file by name.
+        the energy and the vertex coordinates farthest from zero: value, row and file by name.
     """
 
     strict: bool
@@ -98,13 +98,15 @@ class Tally:
         """Sentences about what may be wrong, though it could be right."""
         said = []
         for name, (value, row, path) in self.farthest.items():
-            if abs(value) > BEAM_SPOT[name]:
+            if abs(value) <= USUAL[name]:
+                continue
+            text = f"{path}: {name} is {value:.4g} in row {row} (counted from 0)"
+            if name == "energy":
+                said.append(f"{text}, above any beam's in GeV; are energies and momenta in MeV?")
+            else:
                 # the largest of many vertices along the beam: some 0.1 m, or 10 cm, or 100 mm
                 unit = "cm" if abs(self.farthest["vz"][0]) <= 50 else "mm"
-                said.append(
-                    f"{path}: {name} is {value:.4g} in row {row} (counted from 0), and m are "
-                    f"expected: beyond any beam spot; are the vertices in {unit}?"
-                )
+                said.append(f"{text}, beyond any beam spot in m; are the vertices in {unit}?")
         return said
 
 
@@ -227,7 +229,7 @@ class Rows:
                 lambda k: f"{photon_sum[k]:g} for {total[k]} photons",
             )
         self._expect_units(features, codes, which)
-        self._note_vertices(features)
+        self._note_farthest(features)
         if not self.good.all():
             features, pdg, photons = features[self.good], pdg[self.good], photons[self.good]
         return Events.from_arrays(pdg.astype(np.int32), features, photons, detector=self.detector)
@@ -267,7 +269,6 @@ class Rows:
             guesses = {
                 "the momenta in MeV": (energy[k], energy_of(1e-3)[k]),
                 "the energy in MeV": (1e-3 * energy[k], energy_of(1)[k]),
-                "energy and momenta in MeV": (1e-3 * energy[k], energy_of(1e-3)[k]),
             }
             likely = [guess for guess, pair in guesses.items() if is_near(*pair)]
             return text + (f"; are {likely[0]}?" if likely else "")
@@ -278,10 +279,10 @@ class Rows:
             wrong_energy,
         )
 
-    def _note_vertices(self, features: NDArray[np.float64]) -> None:
-        """Remember the vertices farthest from zero, for :meth:`Tally.warnings`."""
+    def _note_farthest(self, features: NDArray[np.float64]) -> None:
+        """Remember the values farthest from zero, for :meth:`Tally.warnings`."""
         rows = np.flatnonzero(self.good)
-        for name in BEAM_SPOT if len(rows) else ():
+        for name in USUAL if len(rows) else ():
             values = features[rows, FEATURES.index(name)]
             k = int(np.abs(values).argmax())
             known = self.tally.farthest.get(name)

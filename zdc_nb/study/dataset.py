@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import uproot
@@ -20,7 +18,7 @@ from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
 from zdc_nb.data.simulation import VERSION, simulate
 from zdc_nb.data.validation import EventFileError, Tally
 from zdc_nb.params import Study, Subset, derive_seed, project_root
-from zdc_nb.storage import exclusive, write_atomically
+from zdc_nb.storage import checksum, exclusive, write_atomically
 
 __all__ = [
     "data_digest",
@@ -33,9 +31,6 @@ __all__ = [
 
 _READER = 3
 """Grows when files are read otherwise than before, so that they are read again."""
-
-_PIECE = 2**20
-"""Bytes hashed at once."""
 
 _File = dict[str, Any]
 """A data file as it is now: name, size, mtime_ns and sha256."""
@@ -107,24 +102,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-_digests: dict[tuple[Path, int, int], str] = {}
-
-
-def _sha256(path: Path, stamp: tuple[int, int], stop: Event | None = None) -> str:
-    """Of a file, read once as long as its size and time stay what they are.
-
-    Raises ``CancelledError`` soon after ``stop`` is set.
-    """
-    known = (path, *stamp)
-    if known not in _digests:
-        digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                if stop is not None and stop.is_set():
-                    raise CancelledError(f"{path}: its checksum is not needed any more")
-                digest.update(piece)
-        _digests[known] = digest.hexdigest()
-    return _digests[known]
+@cache
+def _sha256(path: Path, _stamp: tuple[int, int]) -> str:
+    """Of a file, read once as long as its size and time stay what they are."""
+    return checksum(path)
 
 
 def data_report(study: Study) -> dict[str, Any]:
@@ -257,7 +238,8 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
 
     def made_with() -> str:
         files = [
-            _file(name, stamps[name], digest) for name, digest in zip(names, digests, strict=True)
+            _file(name, stamps[name], _sha256(file, stamps[name]))
+            for name, file in zip(names, paths, strict=True)
         ]
         for name, file in zip(names, paths, strict=True):
             if _stamp(file) != stamps[name]:
@@ -274,15 +256,7 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
         }
         return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
 
-    # hashed beside the reading: both take long for large files
-    stop = Event()
-    with ThreadPoolExecutor(1) as pool:
-        digests = pool.map(lambda name, file: _sha256(file, stamps[name], stop), names, paths)
-        try:
-            write_root(bright(), path, made_with)
-        finally:
-            # the pool waits for its threads: what went wrong is told at once
-            stop.set()
+    write_root(bright(), path, made_with)
     for expected, count in tally.dropped.items():
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 
