@@ -40,7 +40,26 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("setups",), ["bs", "bs+chh"], "'bs+chh'"),
         (("subsets",), ["all", "all"], "each name once"),
         (("data", "split"), [0.7, 0.1, 0.1], "sum to 1"),
-        (("data", "max_responses"), {"xi": 10}, "max_responses.xi"),
+        (
+            ("data", "max_responses"),
+            {"xi": 10},
+            "data.max_responses: expected for each of n, lambda",
+        ),
+        (
+            ("teacher", "epochs"),
+            "many",
+            "teacher.epochs: expected a whole number above 0, or for each of n, lambda, k0s, sigma+, "
+            "all a whole number above 0, got 'many'",
+        ),
+        (("teacher", "bach"), 3, "teacher.bach: no such key; did you mean batch?"),
+        (("flow", "engine"), "fast", "flow.engine: expected one of fused, plain, got 'fast'"),
+        (("flow", "engine"), "reference", "flow.engine: reference is called plain now"),
+        (("flow", "blocks"), 2, "flow.blocks: is called hidden_layers now"),
+        (("data", "strict"), "yes", "data.strict: expected true or false, got 'yes'"),
+        (("data", "file"), 7, "data.file: expected a text, or a list, each a text, or null, got 7"),
+        (("data", "split"), [0.5, 0.5], "expected a list of 3, each a number above 0 and below 1"),
+        (("flow", "dropout"), 1.5, "expected a number of at least 0 and below 1, got 1.5"),
+        (("flow",), 3, "flow: expected the keys transforms, bins"),
         (("teacher", "epochs"), {"n": 3}, "teacher.epochs: no entry for lambda"),
         (("teacher", "learning_rate"), float("nan"), "teacher.learning_rate"),
         (("preprocessing", "conditions"), "everything", "preprocessing.conditions"),
@@ -83,7 +102,9 @@ def test_what_is_just_right_is_accepted(tmp_path, path, value):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    with pytest.raises(ParameterError, match=r"flow\.bins: Field required"):
+    with pytest.raises(
+        ParameterError, match=r"flow\.bins: is missing; expected a whole number above 1"
+    ):
         load_study(changed(tmp_path, "flow", "bins", remove=True))
 
 

@@ -7,11 +7,14 @@ key; none has a default, so that a study file shows everything that it runs with
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -368,11 +371,82 @@ def load_parameters(path: str | Path, model: type[Parameters], what: str) -> Par
     try:
         return model.model_validate({"name": file.stem, **content})
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"]) or what
-            lines.append(f"{where}: {item['msg']} (got {item.get('input')!r:.80})")
-        refuse("; ".join(lines))
+        # of a union pydantic tells what is wrong with each of its members
+        refuse("; ".join(dict.fromkeys(_complaint(model, content, e) for e in error.errors())))
+
+
+_RENAMED = {"flow.blocks": "hidden_layers", "blocks": "hidden_layers"}
+"""Keys of before, and what they are called now."""
+
+_RENAMED_VALUES = {("flow.engine", "reference"): "plain"}
+
+
+def _complaint(model: type[BaseModel], content: dict[str, Any], error: Any) -> str:
+    """What is wrong with one key, as a user would say it: key, what was expected, what was found."""
+    keys: list[str] = []
+    fields, field = model.model_fields, None
+    value: Any = content
+    for part in map(str, error["loc"]):
+        if part not in fields:
+            break
+        keys.append(part)
+        field = fields[part]
+        value = value.get(part) if isinstance(value, dict) else None
+        section: Any = field.annotation
+        is_section = isinstance(section, type) and issubclass(section, BaseModel)
+        fields = section.model_fields if is_section else {}
+    name = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        wrong = str(error["loc"][-1])
+        whole = ".".join((*keys, wrong))
+        near = difflib.get_close_matches(wrong, fields, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; expected {', '.join(fields)}"
+        renamed = _RENAMED.get(whole)
+        return f"{whole}: is called {renamed} now" if renamed else f"{whole}: no such key{hint}"
+    if error["type"] == "value_error":  # of our own validators, which name their key
+        own = str(error["msg"]).removeprefix("Value error, ")
+        return f"{name}.{own}" if own.partition(":")[0] in fields and name else own
+    if field is None:
+        return str(error["msg"])
+    expected = _words(field.annotation, field.metadata)
+    if error["type"] == "missing" and error["loc"][-1] == keys[-1]:
+        return f"{name}: is missing; expected {expected}"
+    if isinstance(value, str) and (name, value) in _RENAMED_VALUES:
+        return f"{name}: {value} is called {_RENAMED_VALUES[name, value]} now"
+    return f"{name}: expected {expected}, got {value!r:.80}"
+
+
+_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+
+
+def _words(kind: Any, rules: Iterable[Any] = ()) -> str:  # noqa: PLR0911 - one for each kind
+    """A type with its bounds in words: ``a whole number above 0``."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        inner = [
+            x for r in kind.__metadata__ for x in (r.metadata if hasattr(r, "metadata") else [r])
+        ]
+        return _words(members[0], inner)
+    if origin in (Union, UnionType):
+        return ", or ".join(map(_words, members))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, members))}"
+    if origin is list:
+        return f"a list, each {_words(members[0])}"
+    if origin is dict:
+        return f"for each of {_words(members[0]).removeprefix('one of ')} {_words(members[1])}"
+    if origin is tuple:
+        return f"a list of {len(members)}, each {_words(members[0])}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"the keys {', '.join(kind.model_fields)}"
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    bounds = [
+        f"{words} {getattr(rule, bound):g}"
+        for rule in rules
+        for bound, words in _BOUNDS.items()
+        if hasattr(rule, bound)
+    ]
+    return " ".join([plain.get(kind, "null"), " and ".join(bounds)]).strip()
 
 
 def derive_seed(seed: int, *labels: str | int) -> int:
