@@ -66,7 +66,7 @@ def result(params: BenchParams) -> Benchmark:
 def teacher(dim: int = 11, hidden: int = 7, seed: int = 0) -> Teacher:
     """A flow of one transform with weights large enough that nothing is near the identity."""
     torch.manual_seed(seed)
-    changes = {"transforms": 1, "blocks": 2, "hidden": hidden, "context_hidden": []}
+    changes = {"transforms": 1, "hidden_layers": 2, "hidden": hidden, "context_hidden": []}
     flow = Teacher(dim, 1, FLOW.model_copy(update=changes), seed=0)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -189,7 +189,7 @@ def test_records_have_exactly_the_fields_and_cover_the_grid(
     assert result.left_out.empty
     cells = {(9, 24, 4), *product([20], [5, 24], [1, 4])}
     assert {(dim, hidden, n) for dim, hidden, ns in params.grid() for n in ns} == cells
-    for contender in ("ours", "ours-reference", "nflows", "pyro"):
+    for contender in ("ours", "ours-plain", "nflows", "pyro"):
         found = table[(table["contender"] == contender) & (table["dtype"] == "float32")]
         assert set(found[["dim", "hidden", "batch"]].itertuples(index=False, name=None)) == cells
         # the distillation has channels, which only the whole detector has
@@ -211,7 +211,7 @@ def test_every_extrapolated_loop_is_marked(result: Benchmark) -> None:
     assert (records.loc[expected, "extrapolated_from"] == 3).all()
     times = bench_tables.times_table(bench_tables.roofline_table(result)).reset_index()
     loops = times["case"].isin(["teacher_sample", "student_likelihood"])
-    for column in ("ours (ms)", "ours-reference (ms)", "nflows (ms)", "pyro (ms)"):
+    for column in ("ours (ms)", "ours-plain (ms)", "nflows (ms)", "pyro (ms)"):
         marked = times[column].str.endswith("*")
         assert marked.equals(loops & (column != "ours (ms)"))
     assert "**extrapolated** from 3 passes" in benchmark_findings(result)
@@ -219,19 +219,19 @@ def test_every_extrapolated_loop_is_marked(result: Benchmark) -> None:
 
 def test_contenders_with_equal_weights_agree(result: Benchmark) -> None:
     checks = result.checks
-    assert set(checks["contender"]) == {"ours", "ours-reference", "nflows", "pyro"}
+    assert set(checks["contender"]) == {"ours", "ours-plain", "nflows", "pyro"}
     exact = checks[checks["dtype"] == "float32"]
     assert (exact["log_density"] < 1e-4).all()
     assert (exact["inversion"] < 1e-3).all()
 
 
 def job(params: BenchParams, case: Any, name: str = "ours", calls: int = 3) -> benchmark._Job:
-    flow = Ours(9, 5, params, "fused" if name == "ours" else "reference", "float32", "cpu")
+    flow = Ours(9, 5, params, "fused" if name == "ours" else "plain", "float32", "cpu")
     return benchmark._Job(case, flow, lambda: None, calls)
 
 
 def test_the_median_of_a_pass_stands_for_each_of_the_d_passes(params: BenchParams) -> None:
-    loop = job(params, "teacher_sample", "ours-reference")
+    loop = job(params, "teacher_sample", "ours-plain")
     loop.times += [0.004, 0.002, 0.9]
     record = benchmark._record(loop, batch=2)
     assert record["ms_per_sample"] == pytest.approx(9 * 4 / 2)

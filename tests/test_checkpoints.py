@@ -21,10 +21,16 @@ from zdc_nb.data.events import Events, split_events
 from zdc_nb.data.simulation import simulate
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.params import Study, load_study
-from zdc_nb.training.checkpoints import Checkpoint, StopRequest, TrainingInterrupted
+from zdc_nb.training.checkpoints import (
+    Checkpoint,
+    StopRequest,
+    TrainingInterrupted,
+    code_checksum,
+)
 from zdc_nb.training.trainers import distil_student, train_teacher
 
-SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
+ROOT = Path(__file__).parents[1]
+SMOKE = load_study(ROOT / "params" / "smoke.yaml")
 Result = tuple[Surrogate, pd.DataFrame]
 
 
@@ -173,7 +179,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_not_used(
     elif damage == "other":
         made_with = "other"
     else:
-        monkeypatch.setattr("zdc_nb.training.checkpoints._code", lambda: "other code")
+        monkeypatch.setattr("zdc_nb.training.checkpoints.code_checksum", lambda _: "other code")
     checkpoint = Checkpoint(path, made_with, 1e9)
     result = train_teacher(parts[0], parts[1], tiny(), "all", checkpoint=checkpoint)
     assert "beginning anew" in (printed := capsys.readouterr().out)
@@ -310,3 +316,25 @@ def test_on_a_disk_that_is_really_full(
     assert full.returncode == 1
     assert "No space left on device" in errors
     assert output.split() == ["training", "a.safetensors"]
+
+
+def test_a_checkpoint_depends_on_what_its_training_runs_and_on_no_text(tmp_path: Path) -> None:
+    package = tmp_path / "zdc_nb"
+    shutil.copytree(ROOT / "zdc_nb", package)
+    before = code_checksum(package)
+
+    def edited(name: str, old: str, new: str) -> str:
+        path = package / name
+        source = path.read_text("utf-8")
+        assert old in source
+        path.write_text(source.replace(old, new, 1), "utf-8")
+        after = code_checksum(package)
+        path.write_text(source, "utf-8")
+        return after
+
+    for name in ("study/report.py", "training/figures.py", "data/simulation.py"):
+        assert edited(name, "import annotations", "import annotations; import os") == before
+    assert edited("flows/made.py", '"""', '"""Another text. ') == before
+    assert edited("training/loop.py", "import math", "import math  # a comment") == before
+    for name in ("flows/made.py", "training/losses.py", "generator/encoding.py"):
+        assert edited(name, "import annotations", "import annotations; import os") != before

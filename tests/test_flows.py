@@ -16,16 +16,9 @@ from scipy.integrate import simpson
 from scipy.stats import chi2, kstest
 
 from zdc_nb.flows import splines
+from zdc_nb.flows.initialise import marginal_parameters, start_from_marginals, start_from_teacher
 from zdc_nb.flows.made import TriangularLinear, hidden_degrees
-from zdc_nb.flows.maf_iaf import (
-    Passage,
-    Student,
-    Teacher,
-    block_orders,
-    marginal_parameters,
-    start_from_marginals,
-    start_from_teacher,
-)
+from zdc_nb.flows.maf_iaf import FlowTrace, Student, Teacher, block_orders
 from zdc_nb.flows.splines import rational_quadratic_spline
 from zdc_nb.params import load_study
 
@@ -139,16 +132,16 @@ def test_rows_of_two_panels_are_no_part():
 def test_several_inputs_share_a_condition():
     student = flow(Student)
     x, context = points(6, 12)
-    together = student.passage(x, context[:2])
-    apart = student.passage(x, context[:2].repeat(3, 1))
+    together = student.trace(x, context[:2])
+    apart = student.trace(x, context[:2].repeat(3, 1))
     torch.testing.assert_close(together.data, apart.data)
     torch.testing.assert_close(together.log_derivative, apart.log_derivative)
 
 
-@pytest.mark.parametrize("engine", ["fused", "reference"])
+@pytest.mark.parametrize("engine", ["fused", "plain"])
 @pytest.mark.parametrize("hidden", [7, 20])  # below D too, as in the published configuration
 def test_log_density_is_stock_pyros(hidden, engine):
-    shape = {"transforms": 3, "context_hidden": [], "engine": engine, "blocks": 2}
+    shape = {"transforms": 3, "context_hidden": [], "engine": engine, "hidden_layers": 2}
     teacher = flow(Teacher, hidden=hidden, **shape)
     with torch.no_grad():
         teacher.networks[0].location.normal_()
@@ -263,8 +256,8 @@ def test_student_inverts_teacher_when_both_have_the_same_constant_parameters():
             mine.last.bias.copy_(bias)
     x, context = points(100, 12)
     x = x.clamp(-13.9, 13.9)
-    there = teacher.passage(x, context, keep=True)
-    back = student.passage(there.latent, context, keep=True)
+    there = teacher.trace(x, context, keep=True)
+    back = student.trace(there.latent, context, keep=True)
     torch.testing.assert_close(back.data, x, rtol=0, atol=1e-4)
     for ours, theirs in zip(back.ends, there.ends, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
@@ -273,13 +266,13 @@ def test_student_inverts_teacher_when_both_have_the_same_constant_parameters():
     torch.testing.assert_close(back.log_derivative, -there.log_derivative, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["fused", "reference"])
+@pytest.mark.parametrize("engine", ["fused", "plain"])
 def test_students_exact_likelihood_is_that_of_its_samples(engine):
     student = flow(Student, dim=9, engine=engine).double()
     z, context = (t.double() for t in points(20, 9))
-    passage = student.passage(z, context)
-    expected = torch.distributions.Normal(0, 1).log_prob(z).sum(-1) - passage.log_derivative
-    data = passage.data.detach().clone()
+    trace = student.trace(z, context)
+    expected = torch.distributions.Normal(0, 1).log_prob(z).sum(-1) - trace.log_derivative
+    data = trace.data.detach().clone()
     for got in (student.log_prob(data, context), student.distribution(context).log_prob(data)):
         torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-6)
 
@@ -322,7 +315,7 @@ def test_starting_from_marginals_begins_near_independent_fibres():
 
 
 @pytest.mark.parametrize("kind", [Teacher, Student])
-@pytest.mark.parametrize("engine", ["fused", "reference"])
+@pytest.mark.parametrize("engine", ["fused", "plain"])
 def test_dropout_is_refused_where_it_would_be_drawn(kind, engine):
     model = flow(kind, dropout=0.5, engine=engine).train()
     context = torch.zeros(2, CONTEXT)
@@ -346,8 +339,8 @@ def test_sampling_without_inference_tensors_in_the_way():
     z, context = points(4, 70)
     with torch.inference_mode():
         first = model.sample(context, torch.Generator().manual_seed(1))
-    passage = model.passage(z, context)
-    passage.log_derivative.sum().backward()
+    trace = model.trace(z, context)
+    trace.log_derivative.sum().backward()
     assert torch.equal(first, model.sample(context, torch.Generator().manual_seed(1)))
 
 
@@ -360,10 +353,10 @@ def test_a_flow_can_be_pickled_and_copied():
 
 
 @pytest.mark.parametrize("kind", [Teacher, Student])
-@pytest.mark.parametrize("blocks", [0, 2])
-def test_panels_are_solved_alike_with_and_without_a_kernel(monkeypatch, kind, blocks):
+@pytest.mark.parametrize("hidden_layers", [0, 2])
+def test_panels_are_solved_alike_with_and_without_a_kernel(monkeypatch, kind, hidden_layers):
     # what devices without a kernel do, on the arguments of a real inversion
-    model = flow(kind, dim=150, hidden=90, blocks=blocks).double()
+    model = flow(kind, dim=150, hidden=90, hidden_layers=hidden_layers).double()
     y, context = (t.double() for t in points(5, 150))
     compiled = model._backwards(y.T.contiguous(), context)
     monkeypatch.setattr("zdc_nb.flows.autoregressive.solve_panel", splines._plain_solve_panel)
@@ -378,7 +371,7 @@ def test_panels_are_solved_alike_with_and_without_a_kernel(monkeypatch, kind, bl
 def pair(kind, dim, seed, **changes):
     """The same flow with both engines, in panels narrower than its dimensions."""
     fused = flow(kind, dim, seed, **changes)
-    plain = flow(kind, dim, seed, engine="reference", **changes)
+    plain = flow(kind, dim, seed, engine="plain", **changes)
     plain.load_state_dict(fused.state_dict())
     return fused, plain
 
@@ -386,7 +379,7 @@ def pair(kind, dim, seed, **changes):
 SHAPES = {
     "dim": st.sampled_from([1, 2, 17, 63, 64, 65, 150, 300]),
     "hidden": st.sampled_from([2, 5, 64, 170]),
-    "blocks": st.integers(0, 3),
+    "hidden_layers": st.integers(0, 3),
     "transforms": st.integers(1, 2),
     "bins": st.sampled_from([2, 8]),
     "context_hidden": st.sampled_from([[], [4], [6, 3]]),
@@ -407,10 +400,10 @@ def test_a_fused_pass_is_the_plain_one(kind, n, seed, shape):
         leaf = x.clone().requires_grad_()
         # two inputs a condition; half of the samples are matched with a part of another pass's
         half = context[:n] if kind is Student else context
-        fixed = Passage([x[:n].T], x[:n, 0], [other] * shape["transforms"], [])
+        fixed = FlowTrace([x[:n].T], x[:n, 0], [other] * shape["transforms"], [])
         wanted = (fixed, n) if kind is Student else None
-        passage = model.passage(leaf, half, keep=True, match=wanted)
-        values = [*passage.ends, passage.log_derivative, *passage.parameters, *passage.distances]
+        trace = model.trace(leaf, half, keep=True, match=wanted)
+        values = [*trace.ends, trace.log_derivative, *trace.parameters, *trace.distances]
         generator = torch.Generator().manual_seed(0)
         loss = sum(
             (v * torch.randn(v.shape, generator=generator, dtype=v.dtype)).sum() for v in values
@@ -447,22 +440,22 @@ def test_single_precision_is_exact_enough(kind, hidden):
     torch.manual_seed(1)
     dim = 500
     params = PARAMS.model_copy(
-        update={"hidden": hidden, "blocks": 2, "transforms": 2, "context_hidden": []}
+        update={"hidden": hidden, "hidden_layers": 2, "transforms": 2, "context_hidden": []}
     )
     model = kind(dim, CONTEXT, params, seed=1).eval()
     x = torch.linspace(-16, 16, 40 * dim)[torch.randperm(40 * dim)].view(40, dim)
     context = torch.randn(40, CONTEXT)
-    passage = model.passage(x, context)
-    there = passage.ends[-1 if kind is Teacher else 0]
+    trace = model.trace(x, context)
+    there = trace.ends[-1 if kind is Teacher else 0]
     back, logs = model._backwards(there, context)
     assert float((back.T - x).abs().max()) <= 1e-4
-    torch.testing.assert_close(logs, -passage.log_derivative, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(logs, -trace.log_derivative, rtol=1e-3, atol=1e-2)
     # log-densities within 1e-3 relative of the reference
-    double = kind(dim, CONTEXT, params.model_copy(update={"engine": "reference"}), seed=1).eval()
+    double = kind(dim, CONTEXT, params.model_copy(update={"engine": "plain"}), seed=1).eval()
     double.load_state_dict(model.state_dict())
-    exact = double.double().passage(x.double(), context.double())
+    exact = double.double().trace(x.double(), context.double())
     torch.testing.assert_close(
-        passage.log_derivative.double(), exact.log_derivative, rtol=1e-3, atol=1e-3
+        trace.log_derivative.double(), exact.log_derivative, rtol=1e-3, atol=1e-3
     )
 
 
@@ -481,7 +474,7 @@ def test_rounded_products_stay_near():
     for network in rounded.networks:
         network.precision = "bfloat16"
     z, context = points(50, 150)
-    a, b = exact.passage(z, context, keep=True), rounded.passage(z, context, keep=True)
+    a, b = exact.trace(z, context, keep=True), rounded.trace(z, context, keep=True)
     assert not torch.equal(a.parameters[0], b.parameters[0])
     assert b.data.dtype == torch.float32
     # 8 bits of mantissa
@@ -490,7 +483,7 @@ def test_rounded_products_stay_near():
     # rounded weights follow the weights
     for network in rounded.networks:
         network.last.weight.mul_(2)
-    c = rounded.passage(z, context, keep=True)
+    c = rounded.trace(z, context, keep=True)
     assert float((c.parameters[-1] - b.parameters[-1]).abs().max()) > 0.1
 
 

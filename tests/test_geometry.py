@@ -33,7 +33,7 @@ from zdc_nb.generator.encoding import (
     raw_conditions,
 )
 from zdc_nb.params import load_study
-from zdc_nb.training.trainers import channel_fractions
+from zdc_nb.training import channel_fractions
 
 ROWS, COLUMNS = 56, 30
 PARAMS = load_study(Path(__file__).parents[1] / "params" / "small.yaml").preprocessing

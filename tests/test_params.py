@@ -48,8 +48,7 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (
             ("teacher", "epochs"),
             "many",
-            "teacher.epochs: expected a whole number above 0, or for each of n, lambda, k0s, sigma+, "
-            "all a whole number above 0, got 'many'",
+            "0, or for each of n, lambda, k0s, sigma+, all a whole number above 0, got 'many'",
         ),
         (("teacher", "bach"), 3, "teacher.bach: no such key; did you mean batch?"),
         (("flow", "engine"), "fast", "flow.engine: expected one of fused, plain, got 'fast'"),

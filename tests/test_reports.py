@@ -103,16 +103,10 @@ def write_tables(study: Study) -> None:
         "calibration": pd.DataFrame({"quantity": ["energy"]}),
     }
     # the word of the notebooks of before, as long as the findings know it
-    if "reference" in engine_words():
-        tables["training_speed"]["engine"] = ["fused", "reference"] * 2
     for name, table in tables.items():
         path = study.reports / "tables" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
-
-
-def engine_words() -> str:
-    return (ROOT / "zdc_nb" / "study" / "speed.py").read_text("utf-8").split("def engine_")[1]
 
 
 DATA = {

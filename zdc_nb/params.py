@@ -37,6 +37,7 @@ __all__ = [
     "TeacherParams",
     "UserError",
     "derive_seed",
+    "flow_of_today",
     "load_parameters",
     "load_study",
     "project_root",
@@ -130,7 +131,7 @@ class FlowParams(_Section):
         description="splines act on [-bound, bound]; at least log((1 - alpha) / alpha)"
     )
     hidden: Positive = Field(description="width of every hidden layer of a MADE")
-    blocks: Annotated[int, Field(ge=0)] = Field(description="hidden layers after the first")
+    hidden_layers: Annotated[int, Field(ge=0)] = Field(description="hidden layers after the first")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(description="after every hidden layer")
     context_hidden: list[Positive] = Field(
         description="hidden widths of the context network; [] turns it off"
@@ -138,8 +139,8 @@ class FlowParams(_Section):
     initialise: Literal["random", "data"] = Field(
         description="data: the teacher starts from independent fibres, the student from its teacher"
     )
-    engine: Literal["fused", "reference"] = Field(
-        description="fused: triangular products and compiled splines; reference: the same numbers "
+    engine: Literal["fused", "plain"] = Field(
+        description="fused: triangular products and compiled splines; plain: the same numbers "
         "in plain torch, slow, for comparison"
     )
     precision: Literal["float32", "bfloat16", "auto"] = Field(
@@ -379,6 +380,13 @@ _RENAMED = {"flow.blocks": "hidden_layers", "blocks": "hidden_layers"}
 """Keys of before, and what they are called now."""
 
 _RENAMED_VALUES = {("flow.engine", "reference"): "plain"}
+
+
+def flow_of_today(flow: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a flow in a file that was written before something was renamed."""
+    today = {_RENAMED.get(f"flow.{key}", key): value for key, value in flow.items()}
+    engine = today.get("engine")
+    return today | {"engine": _RENAMED_VALUES.get(("flow.engine", str(engine)), engine)}
 
 
 def _complaint(model: type[BaseModel], content: dict[str, Any], error: Any) -> str:

@@ -31,7 +31,7 @@ __all__ = [
 Case = Literal[
     "density", "train_step", "distil_step", "teacher_sample", "student_sample", "student_likelihood"
 ]
-ContenderName = Literal["ours", "ours-reference", "nflows", "pyro"]
+ContenderName = Literal["ours", "ours-plain", "nflows", "pyro"]
 
 CASES: dict[Case, str] = {
     "density": "log-density of data under the teacher",
@@ -71,7 +71,7 @@ class BenchParams(BaseModel):
     growth_batch: Positive = Field(description="batch size at which cost grows with D")
     bins: Annotated[int, Field(gt=1)]
     bound: PositiveFloat
-    blocks: Annotated[int, Field(ge=0)]
+    hidden_layers: Annotated[int, Field(ge=0)]
     peers: list[Literal["nflows", "pyro"]]
     passes: Positive = Field(description="timed of the D passes of a peer's inversion")
     runs: Annotated[int, Field(ge=FEWEST_RUNS)] = Field(description="most timed runs of each")

@@ -20,11 +20,11 @@ __all__ = ["batch_figure", "growth_figure", "roofline_figure"]
 COLOURS = {
     "ours": "#d55e00",
     "ours bf16": "#7a0177",
-    "ours-reference": "#de8f05",
+    "ours-plain": "#de8f05",
     "nflows": "#0173b2",
     "pyro": "#029e73",
 }
-LINES = {"ours": "-", "ours bf16": "-", "ours-reference": ":", "nflows": "--", "pyro": "-."}
+LINES = {"ours": "-", "ours bf16": "-", "ours-plain": ":", "nflows": "--", "pyro": "-."}
 
 
 def roofline_figure(table: pd.DataFrame, machine: Machine) -> Figure:

@@ -26,7 +26,7 @@ from zdc_nb.bench.cases import CONTEXT, LOOPS, BenchParams, Case, ContenderName
 from zdc_nb.detector import ZN
 from zdc_nb.flows.maf_iaf import Student, Teacher, stock_transform
 from zdc_nb.params import FlowParams, derive_seed
-from zdc_nb.training.trainers import combined_loss, distillation_terms
+from zdc_nb.training.losses import combined_loss, distillation_terms
 
 __all__ = ["Contender", "Inputs", "NflowsPeer", "Ours", "PyroPeer", "all_contenders", "make_inputs"]
 
@@ -134,10 +134,10 @@ class Ours(Contender):
     def __init__(
         self, dim: int, hidden: int, params: BenchParams, engine: str, dtype: str, device: Any
     ) -> None:
-        self.name = "ours" if engine == "fused" else "ours-reference"
+        self.name = "ours" if engine == "fused" else "ours-plain"
         self.dtype, self.dim = dtype, dim
         plain = {"transforms": 1, "dropout": 0.0, "context_hidden": [], "initialise": "random"}
-        shared = params.model_dump(include={"bins", "bound", "blocks"})
+        shared = params.model_dump(include={"bins", "bound", "hidden_layers"})
         own = {"hidden": hidden, "engine": engine, "precision": dtype}
         architecture = FlowParams.model_validate({**plain, **shared, **own})
         with torch.random.fork_rng():
@@ -159,7 +159,7 @@ class Ours(Contender):
         return case != "distil_step" or self.dim == ZN.dim
 
     def is_loop(self, case: Case) -> bool:
-        return self.name == "ours-reference" and case in LOOPS
+        return self.name == "ours-plain" and case in LOOPS
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], object]:
         x, _, condition = inputs
@@ -319,7 +319,7 @@ def all_contenders(
     yield ours
     if bfloat16:
         yield Ours(dim, hidden, params, "fused", "bfloat16", device)
-    yield Ours(dim, hidden, params, "reference", "float32", device)
+    yield Ours(dim, hidden, params, "plain", "float32", device)
     for peer in (NflowsPeer, PyroPeer):
         if peer.name in params.peers:
             yield peer(ours.layers, dim, CONTEXT, params.bins, params.bound)

@@ -6,7 +6,7 @@ contenders of a case take turns, so that what else the machine does falls on all
 nflows and Pyro invert a flow in D passes through the whole network. Of these some are timed, and
 the median pass stands for each of the D: such records carry ``extrapolated_from``. Their sampling
 of a teacher and their density of a student are the same loop, which is timed once for both. The
-engine ``reference`` of this project inverts in D passes too; timed is the network in each of them.
+engine ``plain`` of this project inverts in D passes too; timed is the network in each of them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,26 @@
 """Autoregressive spline flows: teacher (MAF) and student (IAF)."""
+
+from zdc_nb.flows.initialise import start_from_marginals, start_from_teacher
+from zdc_nb.flows.made import Made
+from zdc_nb.flows.maf_iaf import (
+    ConditionalSplineAutoregressive,
+    Flow,
+    FlowTrace,
+    SplineAutoregressive,
+    Student,
+    Teacher,
+)
+from zdc_nb.flows.splines import rational_quadratic_spline
+
+__all__ = [
+    "ConditionalSplineAutoregressive",
+    "Flow",
+    "FlowTrace",
+    "Made",
+    "SplineAutoregressive",
+    "Student",
+    "Teacher",
+    "rational_quadratic_spline",
+    "start_from_marginals",
+    "start_from_teacher",
+]

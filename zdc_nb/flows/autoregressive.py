@@ -22,11 +22,11 @@ from torch.nn import functional
 from zdc_nb.flows.made import Made, RoundedCopy, TriangularLinear, add_product, multiply_into
 from zdc_nb.flows.splines import evaluate_splines, fill_gradients, solve_panel
 
-__all__ = ["Match", "forward_pass", "invert"]
+__all__ = ["ParameterTarget", "forward_pass", "invert"]
 
 
 @dataclass(frozen=True)
-class Match:
+class ParameterTarget:
     """Spline parameters to be matched with those of a pass.
 
     Attributes
@@ -68,7 +68,7 @@ def forward_pass(
     *,
     inverse: bool,
     keep: bool = False,
-    match: Match | None = None,
+    match: ParameterTarget | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """``outputs = S(inputs; network(inputs, context))``, where S is the spline or its inverse.
 

@@ -251,7 +251,7 @@ class _TriangularProduct(torch.autograd.Function):
 class Made(nn.Module):
     """Spline parameters of each dimension from its predecessors and the condition.
 
-    Layers: condition and input -> hidden, ``blocks`` times hidden -> hidden, hidden -> output;
+    Layers: condition and input -> hidden, ``hidden_layers`` times hidden -> hidden, hidden -> output;
     ReLU and dropout after every hidden layer. The output's rows are dimension-major, (D, 3K - 1).
     As a module it has the calling convention of Pyro's ``ConditionalAutoRegressiveNN`` with the
     identity permutation, so that it serves as the network of Pyro's own transforms;
@@ -267,7 +267,7 @@ class Made(nn.Module):
         dimensions D of the input and C of the condition.
     bins
         K of the splines, which have P = 3K - 1 parameters.
-    hidden, blocks, dropout, context_hidden, precision
+    hidden, hidden_layers, dropout, context_hidden, precision
         see :class:`zdc_nb.params.FlowParams`.
     panel
         dimensions of a panel.
@@ -282,7 +282,7 @@ class Made(nn.Module):
         context: int,
         bins: int,
         hidden: int,
-        blocks: int,
+        hidden_layers: int,
         dropout: float = 0.0,
         context_hidden: Sequence[int] = (),
         precision: str = "float32",
@@ -298,7 +298,7 @@ class Made(nn.Module):
         cuts, hidden_cuts = range(0, dim, panel), range(0, dim, _HIDDEN_PANELS * panel)
         self.first = TriangularLinear(self.degrees, inputs, hidden_cuts)
         self.between = nn.ModuleList(
-            TriangularLinear(self.degrees, self.degrees, hidden_cuts) for _ in range(blocks)
+            TriangularLinear(self.degrees, self.degrees, hidden_cuts) for _ in range(hidden_layers)
         )
         self.last = TriangularLinear(outputs, self.degrees, cuts)
         self.dropout = nn.Dropout(dropout)

@@ -26,22 +26,19 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
 
-from zdc_nb.flows.autoregressive import Match, forward_pass, invert
+from zdc_nb.flows.autoregressive import ParameterTarget, forward_pass, invert
 from zdc_nb.flows.made import Made
-from zdc_nb.flows.splines import IDENTITY_DERIVATIVE, MIN_FRACTION, rational_quadratic_spline
+from zdc_nb.flows.splines import rational_quadratic_spline
 from zdc_nb.params import FlowParams
 
 __all__ = [
     "ConditionalSplineAutoregressive",
     "Flow",
-    "Passage",
+    "FlowTrace",
     "SplineAutoregressive",
     "Student",
     "Teacher",
     "block_orders",
-    "marginal_parameters",
-    "start_from_marginals",
-    "start_from_teacher",
     "stock_transform",
 ]
 
@@ -113,7 +110,12 @@ class ConditionalSplineAutoregressive(PyroConditional):
         return self.nn
 
     def fast(
-        self, inputs: Tensor, context: Tensor, *, keep: bool = False, match: Match | None = None
+        self,
+        inputs: Tensor,
+        context: Tensor,
+        *,
+        keep: bool = False,
+        match: ParameterTarget | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The fast pass of inputs (D, R * N), see :func:`zdc_nb.flows.autoregressive.forward_pass`."""
         if self.engine == "fused":
@@ -149,7 +151,7 @@ class ConditionalSplineAutoregressive(PyroConditional):
     def slow(self, outputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The inversion of :meth:`fast`: inputs (D, N) of outputs (D, N), and their log (N,).
 
-        Exact; with the fused engine at the cost of one pass, with the reference engine of D.
+        Exact; with the fused engine at the cost of one pass, with the plain engine of D.
         ``RuntimeError`` where the network would draw dropout.
         """
         self.refuse_dropout()
@@ -176,7 +178,7 @@ class ConditionalSplineAutoregressive(PyroConditional):
 
 
 @dataclass(frozen=True)
-class Passage:
+class FlowTrace:
     """What one fast pass through a flow leaves behind, in the order of the teacher's blocks.
 
     Tensors are (dimensions, samples), as the compiled core has them.
@@ -192,7 +194,7 @@ class Passage:
         B tensors (D, 3K - 1, N), entry i - 1 made by block i; empty unless asked for.
     distances
         B tensors (M,): mean squared difference of the parameters of each of the first M samples
-        to those of another passage; empty unless asked for.
+        to those of another trace; empty unless asked for.
     """
 
     ends: list[Tensor]
@@ -246,7 +248,7 @@ class Flow(nn.Module):
                     context,
                     params.bins,
                     params.hidden,
-                    params.blocks,
+                    params.hidden_layers,
                     params.dropout,
                     params.context_hidden,
                     params.precision,
@@ -292,7 +294,7 @@ class Flow(nn.Module):
         raise NotImplementedError
 
     def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Invert :meth:`passage`: the other end (D, N) and the log-derivative (N,) of that."""
+        """Invert :meth:`trace`: the other end (D, N) and the log-derivative (N,) of that."""
         raise NotImplementedError
 
     def distribution(self, context: Tensor) -> Any:
@@ -320,17 +322,17 @@ class Teacher(Flow):
                 transforms.append(self._permutation(i - 1).inv)
         return transforms
 
-    def passage(
+    def trace(
         self,
         x: Tensor,
         context: Tensor,
         *,
         keep: bool = False,
-        match: tuple[Passage, int] | None = None,
-    ) -> Passage:
+        match: tuple[FlowTrace, int] | None = None,
+    ) -> FlowTrace:
         """The fast pass from data x (N, D) to latent space, with all that lies between.
 
-        With ``keep`` it holds the spline parameters. ``match`` is a passage to compare these
+        With ``keep`` it holds the spline parameters. ``match`` is a trace to compare these
         with, and the sample of it that belongs to the first one here.
         """
         ends, parameters, distances = [x.T.contiguous()], [], []
@@ -344,12 +346,12 @@ class Teacher(Flow):
             parameters += [] if kept is None else [kept]
             distances += [] if distance is None else [distance]
             log_derivative = log_derivative + logs
-        return Passage(ends, log_derivative, parameters, distances)
+        return FlowTrace(ends, log_derivative, parameters, distances)
 
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """(N,) log p(x | c) in nats; the same as ``distribution(context).log_prob(x)``."""
-        passage = self.passage(x, context)
-        return _log_normal(passage.ends[-1]) + passage.log_derivative
+        trace = self.trace(x, context)
+        return _log_normal(trace.ends[-1]) + trace.log_derivative
 
     def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         log_derivative = ends.new_zeros(ends.shape[1])
@@ -407,18 +409,18 @@ class Student(Flow):
                 transforms.append(self._permutation(i - 1).inv)
         return transforms
 
-    def passage(
+    def trace(
         self,
         z: Tensor,
         context: Tensor,
         *,
         keep: bool = False,
-        match: tuple[Passage, int] | None = None,
-    ) -> Passage:
+        match: tuple[FlowTrace, int] | None = None,
+    ) -> FlowTrace:
         """The fast pass from latent z (R * N, D) to data, with all that lies between.
 
         Row i belongs to condition i modulo N of ``context`` (N, C). ``keep`` and ``match`` as in
-        :meth:`Teacher.passage`; compared are as many samples as the other passage has.
+        :meth:`Teacher.trace`; compared are as many samples as the other trace has.
         """
         ends, parameters, distances = [z.T.contiguous()], [], []
         log_derivative = z.new_zeros(len(z))
@@ -434,7 +436,7 @@ class Student(Flow):
             ends.append(inputs)
             parameters += [] if kept is None else [kept]
             distances += [] if distance is None else [distance]
-        return Passage(ends[::-1], log_derivative, parameters[::-1], distances[::-1])
+        return FlowTrace(ends[::-1], log_derivative, parameters[::-1], distances[::-1])
 
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
@@ -442,7 +444,7 @@ class Student(Flow):
         for block in self._typed_blocks:
             block.refuse_dropout()
         z = _standard_normal(context, self.dim, generator)
-        return self.passage(z, context).data.contiguous()
+        return self.trace(z, context).data.contiguous()
 
     def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         log_derivative = ends.new_zeros(ends.shape[1])
@@ -490,8 +492,8 @@ def stock_transform(
     )
 
 
-def _match(match: tuple[Passage, int] | None, block: int, samples: int) -> Match | None:
-    return None if match is None else Match(match[0].parameters[block], match[1], samples)
+def _match(match: tuple[FlowTrace, int] | None, block: int, samples: int) -> ParameterTarget | None:
+    return None if match is None else ParameterTarget(match[0].parameters[block], match[1], samples)
 
 
 def _log_normal(z: Tensor) -> Tensor:
@@ -503,68 +505,3 @@ def _standard_normal(context: Tensor, dim: int, generator: torch.Generator) -> T
     # drawn where the generator lives, so that a seed means the same on every device
     z = torch.randn(len(context), dim, generator=generator, device=generator.device)
     return z.to(context)
-
-
-def marginal_parameters(x: Tensor, bins: int, bound: float) -> Tensor:
-    """Constant spline parameters that map each dimension's distribution to a standard normal.
-
-    The K - 1 inner knots go from the quantiles of ``x`` (N, D) to those of the normal; the
-    derivatives are the harmonic means of the neighbouring slopes, which keep a monotone
-    interpolation smooth (Fritsch and Butland 1984). Returns (3K - 1, D) unnormalised parameters.
-    """
-    x = x.to(torch.float64)
-    n = len(x)
-    reach = torch.special.ndtri(torch.tensor(1 - 0.5 / n, dtype=torch.float64)).clamp(max=3)
-    target = torch.linspace(-float(reach), float(reach), bins - 1, dtype=torch.float64)
-    source = torch.quantile(x, torch.special.ndtr(target), dim=0)
-    end = torch.full((1, x.shape[1]), bound, dtype=torch.float64)
-    source = torch.cat([-end, source.clamp(-bound, bound), end])
-    target = torch.cat([-end[:, 0], target, end[:, 0]])[:, None].expand_as(source)
-
-    smallest = 4 * bound * MIN_FRACTION
-    widths = source.diff(dim=0).clamp(min=smallest)
-    widths = widths / widths.sum(0) * 2 * bound
-    heights = target.diff(dim=0)
-    slopes = heights / widths
-    derivatives = 2 / (1 / slopes[1:] + 1 / slopes[:-1])
-    fractions = torch.cat([widths, heights]) / (2 * bound)
-    free = (fractions - MIN_FRACTION) / (1 - bins * MIN_FRACTION)
-    rest = (derivatives - MIN_FRACTION).clamp(min=MIN_FRACTION)
-    return torch.cat([free.log(), torch.expm1(rest).log()]).to(torch.float32)
-
-
-@torch.no_grad()
-def start_from_marginals(teacher: Teacher, x: Tensor, bound: float) -> None:
-    """Start a teacher from the marginal distributions of training responses x (N, D).
-
-    Its first block standardises its input and begins at :func:`marginal_parameters`, the others
-    begin at the identity, so that training starts where independent fibres would end.
-    """
-    for i, network in enumerate(teacher.networks):
-        last = network.last
-        last.weight.mul_(0.1)
-        if i == 0:
-            start = marginal_parameters(x, network.bins, bound)
-            network.location.copy_(x.mean(0))
-            network.scale.copy_(x.std(0).clamp(min=1e-3))
-        else:
-            start = torch.zeros(network.outputs_per_dim, network.dim)
-            start[2 * network.bins :] = IDENTITY_DERIVATIVE
-        last.bias.copy_(start.T.flatten())
-
-
-@torch.no_grad()
-def start_from_teacher(student: Student, teacher: Teacher, *, everything: bool) -> None:
-    """Give a student its teacher's permutations, and with ``everything`` its weights too.
-
-    The masked part of a student's network reads the other side of its block, so its first layers
-    stay as they are; what the output layer and the context network have learned carries over.
-    """
-    for name, order in teacher.named_buffers(recurse=False):
-        student.get_buffer(name).copy_(order)
-    if not everything:
-        return
-    for mine, theirs in zip(student.networks, teacher.networks, strict=True):
-        mine.last.load_state_dict(theirs.last.state_dict())
-        if mine.context_network is not None and theirs.context_network is not None:
-            mine.context_network.load_state_dict(theirs.context_network.state_dict())

@@ -17,7 +17,7 @@ Parameters are (A, 3K - 1, B) for values (A, B): (dimensions, parameters, sample
 (samples, parameters, dimensions) in Pyro. Values, log-derivatives and gradients are computed in
 one pass over the parameters, by :mod:`zdc_nb.flows.splines_cpu` on a CPU and by
 :mod:`zdc_nb.flows.splines_triton` on a GPU; :func:`rational_quadratic_spline` with
-``engine="reference"`` is the definition in plain torch.
+``engine="plain"`` is the definition in plain torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rational_quadratic_spline(
         limit B of the splines; outside [-B, B] they are the identity.
     engine
         ``"fused"``: one compiled pass where there is one (CPU; CUDA with Triton), else as
-        ``"reference"``; ``"reference"``: plain torch, on any device.
+        ``"plain"``; ``"plain"``: plain torch, on any device.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def rational_quadratic_spline(
             f"precision or bfloat16, got {tuple(inputs.shape)} {inputs.dtype} and "
             f"{tuple(parameters.shape)} {parameters.dtype}"
         )
-    if engine == "reference":
+    if engine == "plain":
         return _plain_spline(inputs, parameters, bound, inverse)
     return _FusedSpline.apply(inputs, parameters, bound, inverse)  # type: ignore[no-any-return, no-untyped-call]
 

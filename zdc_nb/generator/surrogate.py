@@ -18,7 +18,7 @@ from tqdm import tqdm
 from zdc_nb.data.events import Events
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.generator.encoding import ConditionScaler, decode_responses
-from zdc_nb.params import FlowParams, PreprocessingParams
+from zdc_nb.params import FlowParams, PreprocessingParams, flow_of_today
 from zdc_nb.storage import save_tensors
 
 __all__ = ["DivergenceError", "Surrogate", "load_surrogate", "save_surrogate"]
@@ -51,7 +51,7 @@ class Surrogate:
         """(N, C) standardised conditions of ``events`` on the flow's device."""
         return self.scaler(events, self.preprocessing).to(self.flow.device)
 
-    def with_engine(self, engine: Literal["fused", "reference"]) -> Surrogate:
+    def with_engine(self, engine: Literal["fused", "plain"]) -> Surrogate:
         """A copy that computes the same numbers the other way, see :class:`FlowParams`."""
         architecture = self.architecture.model_copy(update={"engine": engine})
         flow = type(self.flow)(self.flow.dim, self.flow.context, architecture, seed=0)
@@ -117,7 +117,7 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
             description = json.loads((file.metadata() or {})["description"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kinds: dict[str, type[Teacher | Student]] = {"teacher": Teacher, "student": Student}
-        architecture = FlowParams.model_validate(description["flow"])
+        architecture = FlowParams.model_validate(flow_of_today(description["flow"]))
         # the permutations are among the tensors: any seed will do
         flow = kinds[description["kind"]](
             description["dim"], description["context"], architecture, seed=0

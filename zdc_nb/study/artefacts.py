@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zdc_nb.params import FlowParams, Study, Subset, UserError
+from zdc_nb.params import Study, Subset, UserError, flow_of_today
 from zdc_nb.storage import checksum, write_atomically, write_text
 from zdc_nb.study.stages import Stage, values_of
 
@@ -209,13 +209,9 @@ def is_current(stage: Stage) -> bool:
 
 def _today(made_with: Any) -> Any:
     """A provenance of before a parameter was renamed, with today's names."""
-    flow = made_with.get("flow") if isinstance(made_with, dict) else None
-    if not isinstance(flow, dict) or "hidden_layers" not in FlowParams.model_fields:
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("flow"), dict):
         return made_with
-    flow = {{"blocks": "hidden_layers"}.get(key, key): value for key, value in flow.items()}
-    if flow.get("engine") == "reference":
-        flow["engine"] = "plain"
-    return made_with | {"flow": flow}
+    return made_with | {"flow": flow_of_today(made_with["flow"])}
 
 
 def differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:

@@ -103,7 +103,7 @@ def time_training(stage: Session) -> pd.DataFrame:
 
     Returns
     -------
-    Columns model (teacher, student), engine (fused, reference), precision (of the products),
+    Columns model (teacher, student), engine (fused, plain), precision (of the products),
     device, batch, ms_per_sample, runs, and responses: how many all models of this kind were trained
     on, each counted once an epoch.
     """
@@ -154,12 +154,12 @@ def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:
 
     As functions that make one on a batch of a given size: loss, gradients and optimiser, on copies
     of the trained weights, with responses of the test split. Names are ``<model> <engine>``, with
-    ``fused`` and ``reference``.
+    ``fused`` and ``plain``.
     """
     study, subset = stage.study, stage.study.speed.subset
     test = stage.split(subset)[2]
 
-    def steps(engine: Literal["fused", "reference"]) -> dict[str, Callable[[int], object]]:
+    def steps(engine: Literal["fused", "plain"]) -> dict[str, Callable[[int], object]]:
         teacher = stage.model("teacher", subset).with_engine(engine)
         student = stage.model(study.speed.setup, subset).with_engine(engine)
         frozen = teacher.with_engine(engine)
@@ -168,7 +168,7 @@ def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:
             f"student {engine}": distillation_step(frozen, student, test, study.seed),
         }
 
-    return {**steps("fused"), **steps("reference")}
+    return {**steps("fused"), **steps("plain")}
 
 
 def _training_work(stage: Session) -> dict[str, int]:
@@ -225,25 +225,25 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
 def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
     if warning := busy_warning(training):
         yield warning
-    hours = dict.fromkeys(("fused", "reference"), 0.0)
+    hours = dict.fromkeys(("fused", "plain"), 0.0)
     for model, rows in training.groupby("model", sort=False):
         times = rows.set_index("engine")["ms_per_sample"]
         precision = rows.set_index("engine")["precision"]
         responses = int(rows["responses"].iloc[0])
         for engine in hours:
             hours[engine] += responses * times[engine] / 3.6e6
-        ratio = times["reference"] / times["fused"]
+        ratio = times["plain"] / times["fused"]
         yield (
             f"**The {model}s** were trained on {responses:,} responses, each counted once an epoch. "
             f"A training step takes {times['fused']:.3g} ms a response, with products in "
-            f"{precision['fused']}; in plain torch and {precision['reference']} it takes "
-            f"{times['reference']:.3g} ms, {ratio:.3g} times as long."
+            f"{precision['fused']}; in plain torch and {precision['plain']} it takes "
+            f"{times['plain']:.3g} ms, {ratio:.3g} times as long."
         )
     yield (
         f"**What this bought**: at these rates, measured one after the other on all cores, the "
         f"trainings of this study take {hours['fused']:.2g} hours, and in plain torch they would "
-        f"take {hours['reference']:.2g}. In the same time, plain torch would have seen "
-        f"{hours['fused'] / hours['reference']:.0%} of these responses."
+        f"take {hours['plain']:.2g}. In the same time, plain torch would have seen "
+        f"{hours['fused'] / hours['plain']:.0%} of these responses."
     )
 
 

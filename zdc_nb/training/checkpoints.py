@@ -9,13 +9,14 @@ a checkpoint ends with the same numbers as one that was never stopped.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -79,14 +80,18 @@ class Checkpoint:
         a safetensors file.
     made_with
         all that the training depends on, as JSON can hold it. A checkpoint of anything else, or
-        of other code in this package, is not gone on from.
+        of other code that the training runs, is not gone on from.
     seconds
         between two checkpoints.
     """
 
     def __init__(self, path: Path, made_with: object, seconds: float) -> None:
         self.path = path
-        made_with = {"training": made_with, "code": _code(), "torch": str(torch.__version__)}
+        made_with = {
+            "training": made_with,
+            "code": code_checksum(Path(__file__).parents[1]),
+            "torch": str(torch.__version__),
+        }
         self.made_with = json.dumps(made_with, sort_keys=True)
         self.seconds = seconds
         self.saved = time.monotonic()
@@ -201,19 +206,46 @@ def _set_global_generators(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _code() -> str:
-    """A checksum of this package's code."""
+DEPENDS_ON = ("detector", "flows", "generator/encoding.py", "training")
+"""Code of this package that the numbers of a training come from."""
+
+_APART = {"training/figures.py", "training/tracking.py"}
+
+
+def code_checksum(package: Path, wanted: Sequence[str] = DEPENDS_ON) -> str:
+    """SHA-256 of what some modules and folders of a package do: comments and docstrings are left out.
+
+    ``package`` is its folder; the names in ``wanted`` lie in it.
+    """
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(file.name.encode() + file.read_bytes())
+    for name in wanted:
+        found = package / name
+        for file in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
+            if file.relative_to(package).as_posix() not in _APART:
+                code.update(_without_texts(file.read_text("utf-8")).encode())
     return code.hexdigest()
+
+
+def _without_texts(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            # docstrings, also those of constants
+            kept = [
+                part
+                for part in body
+                if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.dump(tree)
 
 
 class StopRequest:
     """Notes SIGTERM and SIGINT instead of dying, while used as a context manager.
 
     So that a training can save itself at the end of a step: Slurm sends SIGTERM at a time limit,
-    and SIGINT comes from JupyterLab's stop button and from :mod:`zdc_nb.study.execute`.
+    and SIGINT comes from JupyterLab's stop button and from the grid.
     In other threads than the main one, signals cannot be caught and nothing is noted.
 
     Attributes

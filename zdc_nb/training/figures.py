@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from zdc_nb.training.trainers import DISTILLATION_TERMS
+from zdc_nb.training.losses import DISTILLATION_TERMS
 
 __all__ = ["student_figure", "teacher_figure"]
 

@@ -1,0 +1,97 @@
+"""What trainings minimise: the terms of the distillation and the channel loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zdc_nb.detector import Detector
+from zdc_nb.flows.maf_iaf import Student, Teacher
+
+__all__ = ["DISTILLATION_TERMS", "channel_fractions", "combined_loss", "distillation_terms"]
+
+DISTILLATION_TERMS = (
+    "end_data",
+    "blocks_data",
+    "made_data",
+    "end_latent",
+    "blocks_latent",
+    "made_latent",
+    "channel",
+)
+"""Terms of the distillation loss: mean squared differences between the ends of the data and the
+latent loop, the outputs of every block in between, and the MADE outputs; and the channel loss."""
+
+
+def channel_fractions(x: Tensor, detector: Detector) -> Tensor:
+    """(N, C) shares of the light in the detector's channels, from flow space x (N, D) (for eq. 2)."""
+    light = torch.sigmoid(x)
+    masks = torch.tensor(detector.masks.reshape(-1, detector.dim)).to(x)
+    return (light / light.sum(1, keepdim=True)) @ masks.T
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) squared differences of (D, N), averaged over dimensions."""
+    return (a - b).square().mean(0)
+
+
+def _average(each: list[Tensor], n: int) -> Tensor:
+    """(N,) mean over the blocks; a flow of one block has nothing between its ends."""
+    return torch.stack(each).mean(0) if each else torch.zeros(n)
+
+
+def distillation_terms(
+    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor, detector: Detector
+) -> dict[str, Tensor]:
+    """The terms of :data:`DISTILLATION_TERMS` for each sample, (N,) each.
+
+    Parameters
+    ----------
+    x, z
+        (N, D) data and noise: the data loop x -(teacher)-> z -(student)-> x' and the latent loop
+        z -(student)-> x' -(teacher)-> z'.
+    condition
+        (N, C), of both loops.
+    detector
+        whose channels are compared.
+    """
+    n = len(x)
+    with torch.no_grad():
+        target = teacher.trace(x, condition, keep=True)
+    # both of the student's passes at once: what follows of the condition alone is needed once
+    both = student.trace(torch.cat([target.latent, z]), condition, keep=True, match=(target, 0))
+    copy = [end[:, :n] for end in both.ends]
+    drawn = [end[:, n:] for end in both.ends]
+    back = teacher.trace(drawn[0].T, condition, match=(both, n))
+    shares = [channel_fractions(light, detector) for light in (copy[0].T, x)]
+    channels = (shares[0] - shares[1]).square().sum(1)
+
+    def between(a: list[Tensor], b: list[Tensor]) -> Tensor:
+        pairs = zip(a[1:-1], b[1:-1], strict=True)
+        return _average([_difference(p, q) for p, q in pairs], n).to(x)
+
+    return {
+        "end_data": _difference(copy[0], target.ends[0]),
+        "blocks_data": between(copy, target.ends),
+        "made_data": _average(both.distances, n),
+        "end_latent": _difference(back.ends[-1], drawn[-1]),
+        "blocks_latent": between(back.ends, drawn),
+        "made_latent": _average(back.distances, n),
+        "channel": channels,
+    }
+
+
+def combined_loss(terms: dict[str, Tensor], weights: Tensor, channel_weight: float) -> Tensor:
+    """What a setup minimises: the mean over samples of weight times the sum of the terms.
+
+    Parameters
+    ----------
+    terms
+        those of :func:`distillation_terms`, (N,) each.
+    weights
+        (N,) of eq. 3, or ones.
+    channel_weight
+        factor of the channel term (eq. 2); 0 leaves it out.
+    """
+    squares = torch.stack([term for name, term in terms.items() if name != "channel"]).sum(0)
+    return (weights * (squares + channel_weight * terms["channel"])).mean()
