@@ -273,6 +273,7 @@ def test_findings_begin_with_a_warning_of_a_busy_machine(
     assert (words or "") in first
 
 
+@pytest.mark.slow
 def test_what_would_take_too_long_is_left_out_with_a_reason(tmp_path: Path) -> None:
     params = load_bench(tiny(tmp_path, dims=[9], hiddens=[4], batches=[1, 4], longest=1e-5))
     result = run_benchmark(params)

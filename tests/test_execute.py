@@ -106,7 +106,11 @@ def test_a_kernel_that_dies_is_a_failure(start: Start, tmp_path: Path) -> None:
     assert left(tmp_path) == ["it.failed.ipynb"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGINT"],
+)
 def test_told_to_stop_it_waits_for_the_checkpoint(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -122,7 +126,9 @@ def test_told_to_stop_it_waits_for_the_checkpoint(
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "delay", [0.3, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 1.0))]
+)
 def test_told_to_stop_while_its_kernel_starts_it_stops(
     start: Start, tmp_path: Path, delay: float
 ) -> None:
@@ -141,6 +147,7 @@ def test_told_to_stop_while_its_kernel_starts_it_stops(
     assert children
 
 
+@pytest.mark.slow
 def test_it_stops_when_the_process_that_waits_for_it_is_gone(start: Start, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
         process = start(TRAINING, parent=parent.pid)

@@ -143,6 +143,7 @@ def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_
     assert planned(own_copy, {}) == set()
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

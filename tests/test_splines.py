@@ -225,6 +225,7 @@ def test_the_fused_spline_is_the_plain_one(rows, width, bins, inverse, spread, s
 @given(
     width=st.integers(1, 70), inverse=st.booleans(), spread=st.floats(0, 3), seed=st.integers(0, 99)
 )
+@pytest.mark.slow
 def test_rounded_parameters_are_read_and_written_as_torch_does(width, inverse, spread, seed):
     x, parameters = case(2, width, 8, torch.float32, spread, seed)
     rounded = parameters.to(torch.bfloat16)
