@@ -190,23 +190,23 @@ class Session:
         return as_list(f"**{', '.join(names)}**: {said}" for said, names in found.items())
 
     def data_sentences(self) -> str:
-        """Where the data come from and what came of their rows, as a Markdown list."""
+        """Where the data come from and what came of their rows, in lines to be printed."""
         report = data_report(self.study)
         said = [
-            f"`{file['name']}`: {file['size']} bytes, SHA-256 {file['sha256']}"
+            f"{file['name']}: {file['size']} bytes, SHA-256 {file['sha256']}"
             for file in report["files"]
         ]
         said += [
             f"{count} of {report['read']} rows were dropped: expected {expected}"
             for expected, count in report["dropped"].items()
         ]
-        said += [f"**Warning.** {warning}" for warning in report["warnings"]]
+        said += [f"WARNING: {warning}" for warning in report["warnings"]]
         if report["faint"]:
             least = self.study.data.min_photons
             said.append(f"{report['faint']} responses have fewer than {least} photons")
         if report["guessed_species"]:
             said.append("Without PDG codes: species were guessed from mass and charge")
-        return as_list(said)
+        return "\n".join(said)
 
     # --- models ---
 
