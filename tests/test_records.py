@@ -209,6 +209,7 @@ def test_stage_that_was_killed_is_stopped_and_its_attempts_are_counted(
         # of another host it is known only when the grid is at its end
         ("elsewhere", 2**22 + 1, "running", "stopped"),
     ],
+    ids=["gone", "there", "elsewhere"],  # the same in every worker
 )
 def test_record_whose_process_is_gone_is_stopped(
     stage: Stage, host: str, pid: int, now: str, at_the_end: str
