@@ -17,6 +17,16 @@ def marginal_parameters(x: Tensor, bins: int, bound: float) -> Tensor:
     The K - 1 inner knots go from the quantiles of ``x`` (N, D) to those of the normal; the
     derivatives are the harmonic means of the neighbouring slopes, which keep a monotone
     interpolation smooth (Fritsch and Butland 1984). Returns (3K - 1, D) unnormalised parameters.
+
+    Examples
+    --------
+    >>> from zdc_nb.flows import rational_quadratic_spline
+    >>> x = 3 + 2 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(1))
+    >>> parameters = marginal_parameters(x, bins=8, bound=14.0)
+    >>> constant = parameters[None].expand(1, 23, 1).repeat(1, 1, 4000)
+    >>> z, _ = rational_quadratic_spline(x.T.contiguous(), constant, 14.0)
+    >>> abs(float(z.mean())) < 0.1, abs(float(z.std()) - 1) < 0.1
+    (True, True)
     """
     x = x.to(torch.float64)
     n = len(x)

@@ -46,6 +46,11 @@ def hidden_degrees(dim: int, hidden: int) -> NDArray[np.int64]:
     A unit of degree g sees the condition and the first g dimensions. Even spreading keeps every
     output connected to its predecessors at widths below ``dim`` too; degrees counted 1, 2, ...
     as in most implementations would leave all dimensions past the width blind to each other.
+
+    Examples
+    --------
+    >>> hidden_degrees(dim=7, hidden=4).tolist()
+    [0, 2, 4, 6]
     """
     return np.round(np.linspace(0, dim - 1, hidden)).astype(np.int64)
 

@@ -214,7 +214,13 @@ class FlowTrace:
 
 
 def block_orders(dim: int, transforms: int, seed: int) -> list[Tensor]:
-    """The permutations between ``transforms`` blocks, alternately reversed and random."""
+    """The permutations between ``transforms`` blocks, alternately reversed and random.
+
+    Examples
+    --------
+    >>> [order.tolist() for order in block_orders(dim=4, transforms=2, seed=1)]
+    [[3, 2, 1, 0]]
+    """
     generator = torch.Generator().manual_seed(seed)
     orders = []
     for i in range(transforms - 1):
@@ -310,7 +316,40 @@ class Flow(nn.Module):
 
 
 class Teacher(Flow):
-    """Masked autoregressive flow: exact and fast log p(x | c)."""
+    """Masked autoregressive flow: exact and fast log p(x | c).
+
+    Examples
+    --------
+    >>> params = FlowParams(
+    ...     transforms=2,
+    ...     bins=4,
+    ...     bound=14.0,
+    ...     hidden=8,
+    ...     hidden_layers=1,
+    ...     dropout=0.0,
+    ...     context_hidden=[],
+    ...     initialise="random",
+    ...     engine="fused",
+    ...     precision="float32",
+    ... )
+    >>> teacher = Teacher(dim=6, context=2, params=params, seed=1).eval()
+    >>> condition = torch.zeros(3, 2)
+    >>> x = teacher.sample(condition, torch.Generator().manual_seed(1))
+    >>> x.shape, teacher.log_prob(x, condition).shape
+    (torch.Size([3, 6]), torch.Size([3]))
+
+    A sample is the exact inverse of the density's pass:
+
+    >>> z = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    >>> torch.allclose(teacher.trace(x, condition).latent, z, atol=1e-4)
+    True
+
+    As a distribution of Pyro's it gives the same:
+
+    >>> exact = teacher.distribution(condition).log_prob(x)
+    >>> torch.allclose(exact, teacher.log_prob(x, condition), atol=1e-4)
+    True
+    """
 
     _inverse_spline = False
 
@@ -397,7 +436,28 @@ class Teacher(Flow):
 
 
 class Student(Flow):
-    """Inverse autoregressive flow: exact samples in one pass."""
+    """Inverse autoregressive flow: exact samples in one pass.
+
+    Examples
+    --------
+    >>> params = FlowParams(
+    ...     transforms=2,
+    ...     bins=4,
+    ...     bound=14.0,
+    ...     hidden=8,
+    ...     hidden_layers=1,
+    ...     dropout=0.0,
+    ...     context_hidden=[],
+    ...     initialise="random",
+    ...     engine="fused",
+    ...     precision="float32",
+    ... )
+    >>> student = Student(dim=6, context=2, params=params, seed=1).eval()
+    >>> condition = torch.zeros(3, 2)
+    >>> x = student.sample(condition, torch.Generator().manual_seed(1))
+    >>> x.shape, student.log_prob(x, condition).shape
+    (torch.Size([3, 6]), torch.Size([3]))
+    """
 
     _inverse_spline = True
 

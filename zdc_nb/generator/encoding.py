@@ -51,6 +51,25 @@ def encode_responses(
     -------
     x, noised_sum
         (N, D) float32 in flow space and (N, 1) float64, the sums that were divided by.
+
+    Examples
+    --------
+    With the noised sum known, the way back to the noised counts is exact, and the floor of these
+    are the photons:
+
+    >>> params = PreprocessingParams(
+    ...     noise=0.5,
+    ...     alpha=1e-6,
+    ...     conditions="paper",
+    ...     impact_grid=8,
+    ...     denoise="floor-rescale",
+    ... )
+    >>> responses = torch.zeros(1, 44, 44)
+    >>> responses[0, 20, 20:23] = torch.tensor([7.0, 1.0, 30.0])
+    >>> x, total = encode_responses(responses, params, torch.Generator().manual_seed(1))
+    >>> noised = noised_from_flow(x, params, total).reshape(44, 44)
+    >>> noised[20, 20:23].floor().tolist()
+    [7.0, 1.0, 30.0]
     """
     counts = responses.flatten(1).to(torch.float64)
     noise = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
@@ -96,6 +115,22 @@ def decode_responses(
     """Generated samples (N, D) in flow space to (N, R, K) photon counts.
 
     ``photon_sum`` (N,) is the photon sum that each sample was generated for.
+
+    Examples
+    --------
+    >>> from zdc_nb.detector import ZN
+    >>> params = PreprocessingParams(
+    ...     noise=0.5,
+    ...     alpha=1e-6,
+    ...     conditions="paper",
+    ...     impact_grid=8,
+    ...     denoise="floor-rescale",
+    ... )
+    >>> x = torch.full((1, ZN.dim), -13.8)
+    >>> x[0, 100] = 5.0  # nearly all of the light
+    >>> counts = decode_responses(x, params, np.array([40]), ZN)
+    >>> counts.shape, int(counts[0, 2, 12]), int(counts.sum())
+    ((1, 44, 44), 40, 40)
     """
     total = torch.as_tensor(photon_sum, dtype=torch.float64).reshape(-1, 1)
     noised = noised_from_flow(x.cpu(), params, total + detector.dim * params.noise / 2)

@@ -40,6 +40,15 @@ class Surrogate:
         the parameters that ``flow`` was built with.
     scaler, preprocessing
         how conditions were scaled and responses were encoded.
+
+    Examples
+    --------
+    What a study has trained generates responses, one for each event that it is given:
+
+    .. code-block:: python
+
+        surrogate = load_surrogate(Path("artifacts/small/models/n/bs.safetensors"), device)
+        responses = surrogate.generate(events, seed=1, batch=256)  # (N, 44, 44) photons
     """
 
     flow: Teacher | Student
