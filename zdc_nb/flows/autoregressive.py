@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zdc_nb.flows.made import Made, RoundedCopy, TriangularLinear, add_product, multiply_into
-from zdc_nb.flows.splines import evaluate_splines, fill_gradients, solve_panel
+from zdc_nb.flows.splines import Panel, evaluate_splines, fill_gradients, solve_panel
 
 __all__ = ["ParameterTarget", "forward_pass", "invert"]
 
@@ -373,7 +373,7 @@ def invert(
             base.addmm_(extra[1][rows], extra_units)
         here = slice(start, stop)
         activations = torch.empty_like(sums)
-        solve_panel(
+        panel_here = Panel(
             sums,
             base.view(stop - start, per_dim, width),
             y[here],
@@ -385,12 +385,11 @@ def invert(
             ),
             network.location[here],
             network.scale[here],
-            bound,
-            not inverse,
             x[here],
             logs[here],
             activations,
         )
+        solve_panel(panel_here, bound, not inverse)
         hidden[:, new] = activations
         standard[known : network.context + stop] = (
             x[here] - network.location[here, None]

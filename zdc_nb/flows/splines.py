@@ -22,7 +22,7 @@ one pass over the parameters, by :mod:`zdc_nb.flows.splines_cpu` on a CPU and by
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from zdc_nb.flows.splines_cpu import IDENTITY_DERIVATIVE, MIN_FRACTION, spline_k
 __all__ = [
     "IDENTITY_DERIVATIVE",
     "MIN_FRACTION",
+    "Panel",
     "evaluate_splines",
     "fill_gradients",
     "rational_quadratic_spline",
@@ -267,25 +268,10 @@ def fill_gradients(
         grad_parameters.copy_(gradients[1])
 
 
-def solve_panel(
-    sums: Tensor,
-    base: Tensor,
-    outputs: Tensor,
-    first: Tensor,
-    blocks: Tensor,
-    last: Tensor,
-    counts: Tensor,
-    location: Tensor,
-    scale: Tensor,
-    bound: float,
-    inverse: bool,
-    inputs: Tensor,
-    log_derivative: Tensor,
-    hidden: Tensor,
-) -> None:
-    """Invert T dimensions of an autoregressive block, dimension by dimension for each sample.
+class Panel(NamedTuple):
+    """T dimensions of an autoregressive block that are inverted together, for N samples.
 
-    Parameters
+    Attributes
     ----------
     sums
         (L, U, N) pre-activations of the U hidden units of each of L layers that lie among these
@@ -301,76 +287,71 @@ def solve_panel(
         (T,) int64, how many of the units, sorted by degree, each dimension sees.
     location, scale
         (T,) the standardisation of the network's inputs.
-    inverse
-        whether the spline from ``outputs`` to ``inputs`` is the inverse one.
     inputs, log_derivative, hidden
         (T, N), (T, N) and (L, U, N): filled with the solution, the log-derivative of the spline
         that was applied, and the units' activations.
     """
+
+    sums: Tensor
+    base: Tensor
+    outputs: Tensor
+    first: Tensor
+    blocks: Tensor
+    last: Tensor
+    counts: Tensor
+    location: Tensor
+    scale: Tensor
+    inputs: Tensor
+    log_derivative: Tensor
+    hidden: Tensor
+
+
+def solve_panel(panel: Panel, bound: float, inverse: bool) -> None:
+    """Invert a panel, dimension by dimension for each sample; it is filled with the solution.
+
+    ``inverse`` tells whether the spline from ``outputs`` to ``inputs`` is the inverse one.
+    """
+    sums, base, outputs, first, blocks, last, counts, location, scale = panel[:9]
+    inputs, log_derivative, hidden = panel[9:]
     if outputs.device.type == "cpu":
         # the kernel walks along the rows of the flat weights in which ``last`` is a view
         span = (last.shape[0] - 1) * last.stride(0) + last.shape[1]
         flat = last.detach().as_strided((max(span, 0),), (1,))
         spline_kernels(_bins(base), inverse).solve_panel(
-            *(_array(t) for t in (sums, base, outputs, first, blocks, flat)),
+            *map(_array, (sums, base, outputs, first, blocks, flat)),
             0,
             last.stride(0),
-            *(_array(t) for t in (counts, location, scale)),
+            *map(_array, (counts, location, scale)),
             bound,
-            *(_array(t) for t in (inputs, log_derivative, hidden)),
+            *map(_array, (inputs, log_derivative, hidden)),
         )
     elif kernels_cuda.available() and outputs.is_cuda:
+        within = list(blocks[: len(sums) - 1])
+        rows = last.unflatten(0, base.shape[:2])
+        seen = counts.to(device=outputs.device, dtype=torch.int32)
         kernels_cuda.solve_panel(
-            sums,
-            base,
-            outputs,
-            first,
-            list(blocks[: len(sums) - 1]),
-            last.unflatten(0, base.shape[:2]),
-            counts.to(device=outputs.device, dtype=torch.int32),
-            location,
-            scale,
-            bound,
-            inverse,
-            inputs,
-            log_derivative,
-            hidden,
-        )
-    else:
-        _plain_solve_panel(
-            sums, base, outputs, first, blocks, last, counts, location, scale, bound, inverse,
+            sums, base, outputs, first, within, rows, seen, location, scale, bound, inverse,
             inputs, log_derivative, hidden,
         )  # fmt: skip
+    else:
+        _plain_solve_panel(panel, bound, inverse)
 
 
-def _plain_solve_panel(
-    sums: Tensor,
-    base: Tensor,
-    outputs: Tensor,
-    first: Tensor,
-    blocks: Tensor,
-    last: Tensor,
-    counts: Tensor,
-    location: Tensor,
-    scale: Tensor,
-    bound: float,
-    inverse: bool,
-    inputs: Tensor,
-    log_derivative: Tensor,
-    hidden: Tensor,
-) -> None:
+def _plain_solve_panel(panel: Panel, bound: float, inverse: bool) -> None:
     """The same in plain torch, for devices without a kernel."""
-    rows = last.unflatten(0, base.shape[:2])
+    sums, hidden = panel.sums, panel.hidden
+    rows = panel.last.unflatten(0, panel.base.shape[:2])
     done = 0
-    for t, final in enumerate(counts.tolist()):
+    for t, final in enumerate(panel.counts.tolist()):
         for layer in range(len(sums)):
             new = sums[layer, done:final]
             if layer > 0:
-                new = new + blocks[layer - 1, done:final, :final] @ hidden[layer - 1, :final]
+                within = panel.blocks[layer - 1, done:final, :final]
+                new = new + within @ hidden[layer - 1, :final]
             hidden[layer, done:final] = torch.relu(new)
         done = final
-        parameters = base[t] + rows[t, :, :final] @ hidden[-1, :final]
-        x, logs = _plain_spline(outputs[t : t + 1], parameters[None], bound, inverse)
-        inputs[t], log_derivative[t] = x[0], logs[0]
-        standard = (inputs[t] - location[t]) / scale[t]
-        sums[0, done:] += first[done:, t, None] * standard
+        parameters = panel.base[t] + rows[t, :, :final] @ hidden[-1, :final]
+        x, logs = _plain_spline(panel.outputs[t : t + 1], parameters[None], bound, inverse)
+        panel.inputs[t], panel.log_derivative[t] = x[0], logs[0]
+        standard = (x[0] - panel.location[t]) / panel.scale[t]
+        sums[0, done:] += panel.first[done:, t, None] * standard
