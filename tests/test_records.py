@@ -262,6 +262,9 @@ def executed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr(status, "is_current", lambda _: True)
     for other in stages_of(stage.study):
         other.executed.parent.mkdir(parents=True, exist_ok=True)
+        for table in other.tables:
+            table.parent.mkdir(parents=True, exist_ok=True)
+            table.touch()
         content = {"metadata": {"zdc_nb": other.fingerprint}, "cells": []}
         other.executed.write_text(json.dumps(content), "utf-8")
     return stage.study

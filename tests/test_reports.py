@@ -370,7 +370,7 @@ def test_missing_table_is_told_with_the_stage_that_makes_it(
     missing = [note for note in page.select(".missing") if note.get_text().startswith("Not there")]
     assert [heading_of(note) for note in missing] == headings
     assert {text_of(note) for note in missing} == {f"Not there: {stage} makes this (outdated)."}
-    assert "something that it left is missing" in below(page, stage).get_text()
+    assert f"{table}.csv missing" in below(page, stage).get_text()
     # what is left of the stage is shown, and said to be of before
     stale = [note for note in page.select(".missing") if note not in missing]
     assert all(text_of(note).startswith("From an earlier run: ") for note in stale)

@@ -47,6 +47,9 @@ wrong unit is a factor of a thousand."""
 LEAST_MASS_TOLERANCE = 0.1
 """MeV: a photon is sometimes stored with a mass that is not quite zero."""
 
+LEAST_ENERGY = 1e-9
+"""GeV: differences below are none."""
+
 USUAL = {"energy": 20_000.0, "vx": 0.005, "vy": 0.005, "vz": 1.0}
 """GeV and m: above any beam's energy, and far outside of any beam spot."""
 
@@ -262,7 +265,8 @@ class Rows:
 
         def is_near(one: Any, other: Any) -> Any:
             with np.errstate(invalid="ignore"):
-                return np.abs(one - other) <= TOLERANCE * np.maximum(np.abs(one), np.abs(other))
+                allowed = TOLERANCE * np.maximum(np.abs(one), np.abs(other)) + LEAST_ENERGY
+                return np.abs(one - other) <= allowed
 
         def wrong_energy(k: int) -> str:
             text = f"energy {energy[k]:.6g} where they give {energy_of(1)[k]:.6g}"
