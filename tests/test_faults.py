@@ -28,7 +28,7 @@ CHANGES = {
     "checkpoint_seconds": 0.5,
     "data": {"responses": 1500, "max_responses": {"n": 400}},
     "flow": {"hidden": 16, "context_hidden": [16]},
-    "teacher": {"epochs": 12},
+    "teacher": {"epochs": 50},
     "student": {"epochs": 5},
     "evaluation": {"runs": 2, "figure_particles": 1},
     "speed": {"subset": "n", "setup": "bs", "batches": [1], "runs": 1},
