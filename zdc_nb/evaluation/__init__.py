@@ -11,6 +11,7 @@ from zdc_nb.evaluation.baselines import (
     unconditional_runs,
     what_can_be_evaluated,
 )
+from zdc_nb.evaluation.classifier import TwoSample, response_features, two_sample_test
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
     as_list,
@@ -22,6 +23,7 @@ from zdc_nb.evaluation.conclusions import (
 from zdc_nb.evaluation.figures import (
     changes_figure,
     choose_examples,
+    importance_figure,
     loss_terms_figure,
     particle_figure,
     results_table,
@@ -50,6 +52,7 @@ __all__ = [
     "Baseline",
     "EvaluationError",
     "Possible",
+    "TwoSample",
     "ablation_findings",
     "as_list",
     "baseline_evaluations",
@@ -60,6 +63,7 @@ __all__ = [
     "evaluate",
     "evaluate_runs",
     "evaluation_findings",
+    "importance_figure",
     "kept_terms",
     "loss_terms_figure",
     "matched_runs",
@@ -67,6 +71,7 @@ __all__ = [
     "published_table",
     "relative_changes",
     "resimulated_runs",
+    "response_features",
     "results_table",
     "sample_figure",
     "save_figure",
@@ -77,6 +82,7 @@ __all__ = [
     "table1",
     "table1_figure",
     "table2",
+    "two_sample_test",
     "unconditional_runs",
     "what_can_be_evaluated",
 ]

@@ -28,6 +28,7 @@ from zdc_nb.params import SETUPS, SUBSETS
 __all__ = [
     "changes_figure",
     "choose_examples",
+    "importance_figure",
     "loss_terms_figure",
     "particle_figure",
     "results_table",
@@ -63,6 +64,9 @@ OURS, THEIRS = "this study", "published, other data"
 
 PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student, one A100": 0.38}
 """ms per response: arXiv 2512.20346, section 4."""
+
+SHOWN_FEATURES = 12
+"""Most features of a classifier that a figure has bars for."""
 
 
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
@@ -345,6 +349,33 @@ def speed_figure(speed: pd.DataFrame) -> Figure:
     axis.set_xticks(speed["batch"].unique(), [str(batch) for batch in speed["batch"].unique()])
     axis.set_title("Sampling time; the published flows are larger and ran on another machine")
     axis.legend(fontsize=9)
+    return figure
+
+
+def importance_figure(importances: pd.DataFrame) -> Figure:
+    """What tells the generated responses of each model from simulated ones, a panel a model.
+
+    Parameters
+    ----------
+    importances
+        columns model, feature and importance, as from
+        :func:`~zdc_nb.evaluation.classifier.two_sample_test`; at least one model. The features
+        that matter most to any of the models are shown, the same for all, the first on top.
+    """
+    models = list(dict.fromkeys(importances["model"]))
+    largest = importances.groupby("feature", sort=False)["importance"].max()
+    shown = largest.sort_values(ascending=False, kind="stable").index[:SHOWN_FEATURES]
+    size = 3.2 + 2.4 * len(models), 1.4 + 0.3 * len(shown)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, model in zip(axes, models, strict=True):
+        part = importances[importances["model"] == model].set_index("feature")["importance"]
+        axis.barh(shown, part.reindex(shown), color=COLOURS[model])
+        axis.axvline(0, color="0.4", linewidth=0.8)
+        axis.set_title(model)
+    axes[0].invert_yaxis()
+    figure.supxlabel("fall of the AUC when the feature is shuffled", fontsize="medium")
+    figure.suptitle("What tells generated from simulated responses")
     return figure
 
 
