@@ -70,11 +70,11 @@ BENCH_RESULTS = "reports/$$(basename "$$BENCH" .yaml)"
 
 bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
 	@mkdir -p $(BENCH_RESULTS)
-	$(BIN)/papermill notebooks/09_benchmark.ipynb $(BENCH_RESULTS)/09_benchmark.running.ipynb \
+	$(BIN)/papermill notebooks/11_benchmark.ipynb $(BENCH_RESULTS)/11_benchmark.running.ipynb \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
-	@mv $(BENCH_RESULTS)/09_benchmark.running.ipynb $(BENCH_RESULTS)/09_benchmark.ipynb
+	@mv $(BENCH_RESULTS)/11_benchmark.running.ipynb $(BENCH_RESULTS)/11_benchmark.ipynb
 	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
-	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/09_benchmark.ipynb
+	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/11_benchmark.ipynb
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel

@@ -1,13 +1,35 @@
 """Events that the tests of several formats write, read and compare."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Events, Split
 from zdc_nb.data.validation import mass_and_charge
+from zdc_nb.detector import Detector
+
+
+def channel(row: int, column: int) -> int:
+    """Odd fibres in a channel of their own, the even ones in five bands of columns."""
+    return 0 if (row + column) % 2 else 1 + column // 6
+
+
+def small_detector() -> Detector:
+    """One of 56 x 30 fibres and six channels, like the ZP's face."""
+    rows, columns = 56, 30
+    masks = np.zeros((6, rows, columns), np.bool_)
+    for row, column in product(range(rows), range(columns)):
+        masks[channel(row, column), row, column] = True
+    names = ("common", "1", "2", "3", "4", "5")
+    return Detector("ZP", (rows, columns), 0.004, 113.0, -0.2, names, masks)
+
+
+def as_split(train: Events, test: Events) -> Split:
+    """A split by response of these parts, whose validation nobody looks at."""
+    return Split(train, train, test, train)
 
 
 def assert_equal(one: Events, other: Events) -> None:

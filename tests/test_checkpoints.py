@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from zdc_nb.data.events import Events, split_events
+from zdc_nb.data.events import Split, split_by_response
 from zdc_nb.data.simulation import simulate
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.params import Study, load_study
@@ -46,12 +46,12 @@ def tiny() -> Study:
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[Events, Events, Events]:
-    return split_events(simulate(120, 10, 10, 3), (0.7, 0.1, 0.2), 1)
+def parts() -> Split:
+    return split_by_response(simulate(120, 10, 10, 3), (0.7, 0.1, 0.2), 1)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(parts: tuple[Events, Events, Events]) -> dict[str, Result]:
+def undisturbed(parts: Split) -> dict[str, Result]:
     teacher = train_teacher(parts[0], parts[1], tiny(), "all")
     student = distil_student(teacher[0], parts[0], parts[1], tiny(), "all", "bs+ch+div")
     return {"teacher": teacher, "student": student}
@@ -81,7 +81,7 @@ def send_after_steps(monkeypatch: pytest.MonkeyPatch, number: int, steps: set[in
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("model", ["teacher", "student"])
 def test_stopped_again_and_again_it_ends_with_the_same_numbers(
-    parts: tuple[Events, Events, Events],
+    parts: Split,
     undisturbed: dict[str, Result],
     model: str,
     number: signal.Signals,
@@ -116,7 +116,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_numbers(
 
 
 def test_a_signal_during_validation_is_heard(
-    parts: tuple[Events, Events, Events],
+    parts: Split,
     undisturbed: dict[str, Result],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +137,7 @@ def test_a_signal_during_validation_is_heard(
 
 
 def test_checkpoints_come_at_intervals(
-    parts: tuple[Events, Events, Events], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def saved(seconds: float) -> list[int]:
         checkpoint, steps = Checkpoint(tmp_path / f"{seconds}.safetensors", "any", seconds), []
@@ -157,7 +157,7 @@ def test_checkpoints_come_at_intervals(
 
 @pytest.mark.parametrize("damage", ["cut", "weight", "progress", "empty", "other", "code"])
 def test_a_checkpoint_that_does_not_fit_is_named_and_not_used(
-    parts: tuple[Events, Events, Events],
+    parts: Split,
     undisturbed: dict[str, Result],
     damage: str,
     tmp_path: Path,
@@ -215,7 +215,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path({tests!r})))
 import test_checkpoints as t
 from zdc_nb.training.checkpoints import Checkpoint
-from zdc_nb.data.events import split_events
+from zdc_nb.data.events import split_by_response
 from zdc_nb.data.simulation import simulate
 from zdc_nb.storage import write_csv
 from zdc_nb.generator.surrogate import save_surrogate
@@ -225,7 +225,7 @@ if {limit}:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     import signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-parts = split_events(simulate(120, 10, 10, 3), (0.7, 0.1, 0.2), 1)
+parts = split_by_response(simulate(120, 10, 10, 3), (0.7, 0.1, 0.2), 1)
 folder = Path({folder!r})
 checkpoint = Checkpoint(folder / "a.safetensors", "any", 0.0)
 print("training", flush=True)
@@ -281,7 +281,7 @@ def test_killed_at_once_it_goes_on_from_its_last_checkpoint(
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(
     program: Callable[..., subprocess.Popen[str]],
-    parts: tuple[Events, Events, Events],
+    parts: Split,
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -307,7 +307,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(
 @pytest.mark.skipif(not may_mount(), reason="this system lets users mount nothing")
 def test_on_a_disk_that_is_really_full(
     program: Callable[..., subprocess.Popen[str]],
-    parts: tuple[Events, Events, Events],
+    parts: Split,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

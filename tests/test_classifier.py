@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import Events, split_events
+from zdc_nb.data.events import Events, split_by_response
 from zdc_nb.data.simulation import simulate
 from zdc_nb.detector import ZN, Detector
 from zdc_nb.evaluation import (
@@ -171,7 +171,7 @@ def test_features_refuse_other_shapes() -> None:
 def halves() -> tuple[Events, NDArray[np.uint16]]:
     """Test responses, and other simulations of the same particles."""
     events = simulate(responses=2400, repeats=20, min_photons=100, seed=1)
-    train, _, test = split_events(events, (0.55, 0.05, 0.4), seed=1)
+    train, _, test, _ = split_by_response(events, (0.55, 0.05, 0.4), seed=1)
     again = resimulated_runs(train, test, runs=1, seed=1)
     return again.test, next(again.generations)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from zdc_nb.data.events import Events
+from tests.event_sets import as_split
+from zdc_nb.data.events import Events, Split
 from zdc_nb.detector import ZN, containment_radius, shower_centre
 from zdc_nb.evaluation import (
     BASELINES,
@@ -225,7 +226,7 @@ def test_knowing_the_photon_sum_beats_the_reference() -> None:
         )
         for events in (make_events(np.repeat(np.arange(60), 8), seed) for seed in (1, 2))
     )
-    evaluations, _ = baseline_evaluations(train, test, "n", runs=3, seed=0)
+    evaluations, _ = baseline_evaluations(as_split(train, test), "n", runs=3, seed=0)
     mean = evaluations.groupby(["model", "metric"])["value"].mean()
     assert mean["reference+sum", "MAE_cw"] < 0.7 * mean["reference", "MAE_cw"]
 
@@ -236,7 +237,7 @@ def test_reference_needs_a_common_particle(train: Events) -> None:
 
 
 def test_dataset_sizes_by_hand(train: Events, test: Events) -> None:
-    sizes = dataset_sizes("n", train, test[test.particle == 4], test)
+    sizes = dataset_sizes("n", Split(train, test[test.particle == 4], test, train))
     assert sizes.to_dict("list") == {
         "subset": ["n"] * 3,
         "part": ["train", "validation", "test"],
@@ -276,7 +277,7 @@ def test_ignorant_keeps_the_photon_sum_and_forgets_the_particle() -> None:
 
 def test_ignorant_can_have_good_ws_and_hopeless_mae() -> None:
     train, test = (make_events(np.repeat(np.arange(60), 8), seed) for seed in (1, 2))
-    evaluations, _ = baseline_evaluations(train, test, "n", runs=3, seed=0)
+    evaluations, _ = baseline_evaluations(as_split(train, test), "n", runs=3, seed=0)
     mean = evaluations.groupby(["model", "metric"])["value"].mean()
     assert mean["ignorant", "MAE_cw"] > 5 * mean["reference", "MAE_cw"]
     assert mean["ignorant", "MAE_cw"] > 5 * mean["ignorant", "WS"]
@@ -334,7 +335,7 @@ def test_scaling_no_light_gives_no_light() -> None:
 def test_baseline_evaluations_are_tidy_and_count_what_is_left_out(
     train: Events, test: Events
 ) -> None:
-    evaluations, left_out = baseline_evaluations(train, test, "k0s", runs=2, seed=3)
+    evaluations, left_out = baseline_evaluations(as_split(train, test), "k0s", runs=2, seed=3)
     assert list(evaluations.columns) == ["subset", "model", "metric", "run", "value"]
     assert len(evaluations) == len(BASELINES) * 2 * len(ALL_METRICS)
     assert left_out.to_dict("records") == [

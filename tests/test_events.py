@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.data.events import FEATURES, PDG, Events, cap, select_subset, split_events
+from zdc_nb.data.events import FEATURES, PDG, Events, cap, select_subset, split_by_response
 
 
 def make_events(groups: list[int], pdg: int = 22) -> Events:
@@ -146,7 +146,9 @@ def test_responses_take_little_memory() -> None:
         sum(a.nbytes for a in (photons.data, photons.indices, photons.indptr)) < 0.2 * dense.nbytes
     )
     tracemalloc.start()
-    train, _, _ = split_events(cap(select_subset(events, "all"), 400, 0), (0.7, 0.1, 0.2), 0)
+    train, _, _, _ = split_by_response(
+        cap(select_subset(events, "all"), 400, 0), (0.7, 0.1, 0.2), 0
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(train) == 280
@@ -205,28 +207,28 @@ def test_thinning_depends_on_the_seed_and_grows_with_the_limit() -> None:
 @given(count=st.integers(10, 300), seed=st.integers(0, 2**63 - 1))
 def test_the_split_is_a_partition_of_the_asked_sizes(count: int, seed: int) -> None:
     events = make_events([count])
-    parts = split_events(events, (0.7, 0.1, 0.2), seed)
+    parts = split_by_response(events, (0.7, 0.1, 0.2), seed)[:3]
     assert sorted(k for part in parts for k in identity(part)) == list(range(count))
     for part, fraction in zip(parts, (0.7, 0.1, 0.2), strict=True):
         assert abs(len(part) - fraction * count) <= 1
-    again = split_events(events, (0.7, 0.1, 0.2), seed)
+    again = split_by_response(events, (0.7, 0.1, 0.2), seed)[:3]
     assert [identity(part) for part in again] == [identity(part) for part in parts]
 
 
 def test_another_seed_splits_otherwise_and_repeats_go_to_all_parts() -> None:
     events = make_events([50] * 4)
-    first, second = (split_events(events, (0.7, 0.1, 0.2), seed) for seed in (1, 2))
+    first, second = (split_by_response(events, (0.7, 0.1, 0.2), seed)[:3] for seed in (1, 2))
     assert identity(first[2]) != identity(second[2])
     assert [sorted(set(part.particle)) for part in first] == [[0, 1, 2, 3]] * 3
 
 
 def test_a_part_keeps_the_numbers_of_its_particles() -> None:
     events = make_events([3, 4, 5])
-    for part in split_events(events, (0.5, 0.25, 0.25), 0):
+    for part in split_by_response(events, (0.5, 0.25, 0.25), 0):
         np.testing.assert_array_equal(part.particle, events.particle[identity(part)])
         np.testing.assert_array_equal(part.features, events.features[identity(part)])
 
 
 def test_too_few_responses_to_split_are_refused() -> None:
     with pytest.raises(ValueError, match="4 responses are too few to split"):
-        split_events(make_events([4]), (0.7, 0.1, 0.2), 0)
+        split_by_response(make_events([4]), (0.7, 0.1, 0.2), 0)

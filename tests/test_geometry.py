@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import wasserstein_distance
 
-from tests.event_sets import assert_equal, write_pair
+from tests.event_sets import assert_equal, channel, small_detector, write_pair
 from zdc_nb.data.events import Events, impact_point
 from zdc_nb.data.o2_text import HEADER
 from zdc_nb.data.readers import read_events
@@ -26,6 +26,7 @@ from zdc_nb.detector import (
 )
 from zdc_nb.evaluation import evaluate
 from zdc_nb.generator.encoding import (
+    channel_fractions,
     counts_from_noised,
     decode_responses,
     encode_responses,
@@ -33,26 +34,13 @@ from zdc_nb.generator.encoding import (
     raw_conditions,
 )
 from zdc_nb.params import load_study
-from zdc_nb.training import channel_fractions
 
 ROWS, COLUMNS = 56, 30
-PARAMS = load_study(Path(__file__).parents[1] / "params" / "small.yaml").preprocessing
-
-
-def channel(row: int, column: int) -> int:
-    """Odd fibres in a channel of their own, the even ones in five bands of columns."""
-    return 0 if (row + column) % 2 else 1 + column // 6
-
-
-def make_zp() -> Detector:
-    masks = np.zeros((6, ROWS, COLUMNS), np.bool_)
-    for row, column in product(range(ROWS), range(COLUMNS)):
-        masks[channel(row, column), row, column] = True
-    names = ("common", "1", "2", "3", "4", "5")
-    return Detector("ZP", (ROWS, COLUMNS), 0.004, 113.0, -0.2, names, masks)
-
-
-ZP = make_zp()
+PARAMS = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml").preprocessing
+assert PARAMS.noise is not None
+assert PARAMS.alpha is not None
+NOISE, ALPHA = PARAMS.noise, PARAMS.alpha
+ZP = small_detector()
 
 
 def make_events(particle: NDArray[np.int64], seed: int) -> Events:
@@ -80,9 +68,9 @@ def lit(response: NDArray[np.uint16]) -> list[tuple[int, int, int]]:
 
 
 def test_equal_values_make_equal_detectors() -> None:
-    assert make_zp() == ZP
-    assert hash(make_zp()) == hash(ZP)
-    assert len({ZP, make_zp(), ZN}) == 2
+    assert small_detector() == ZP
+    assert hash(small_detector()) == hash(ZP)
+    assert len({ZP, small_detector(), ZN}) == 2
     turned = ZP.masks[::-1]
     assert turned.shape == ZP.masks.shape
     other = Detector("ZP", ZP.shape, ZP.pitch, ZP.distance, ZP.crossing_offset, ZP.channels, turned)
@@ -180,11 +168,11 @@ def test_observables_equal_loops(events: Events) -> None:
 
 def test_responses_are_encoded_and_decoded(events: Events) -> None:
     counts = torch.from_numpy(events.responses.astype(np.int64))
-    x, total = encode_responses(counts, PARAMS, torch.Generator().manual_seed(1))
+    x, total = encode_responses(counts, PARAMS, ZP, torch.Generator().manual_seed(1))
     noise = torch.rand(8, 1680, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    noised = counts.reshape(8, 1680).numpy() + PARAMS.noise * noise.numpy()
+    noised = counts.reshape(8, 1680).numpy() + NOISE * noise.numpy()
     share = noised / noised.sum(1, keepdims=True)
-    expected = logit(PARAMS.alpha + (1 - 2 * PARAMS.alpha) * share)
+    expected = logit(ALPHA + (1 - 2 * ALPHA) * share)
     np.testing.assert_allclose(x.numpy(), expected, rtol=1e-6)
     floor = PARAMS.model_copy(update={"denoise": "floor"})
     exact = torch.from_numpy(noised)
@@ -193,8 +181,8 @@ def test_responses_are_encoded_and_decoded(events: Events) -> None:
         counts_from_noised(exact, floor, photon_sum, ZP), events.responses
     )
     # decoding takes the noised sum to be the photons and half the noise of each of 1680 fibres
-    mean = events.photon_sum[:, None] + 1680 * PARAMS.noise / 2
-    share = (expit(x.numpy().astype(np.float64)) - PARAMS.alpha) / (1 - 2 * PARAMS.alpha)
+    mean = events.photon_sum[:, None] + 1680 * NOISE / 2
+    share = (expit(x.numpy().astype(np.float64)) - ALPHA) / (1 - 2 * ALPHA)
     by_hand = np.floor(share / np.abs(share).sum(1, keepdims=True) * mean).clip(0)
     decoded = decode_responses(x, floor, events.photon_sum, ZP)
     assert decoded.shape == (8, 56, 30)
@@ -239,7 +227,7 @@ def test_metrics_equal_loops(events: Events) -> None:
 
 def test_channel_fractions_equal_loops() -> None:
     x = torch.from_numpy(np.random.default_rng(2).normal(-6, 2, (3, 1680)))
-    shares = channel_fractions(x, ZP).numpy()
+    shares = channel_fractions(x, PARAMS, ZP).numpy()
     for sample, found in zip(expit(x.numpy()), shares, strict=True):
         sums = [0.0] * 6
         for place, share in enumerate(sample):

@@ -163,7 +163,7 @@ def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
     assert str(study.reports / "index.html") in ending
     ready = {path.stem for path in (study.reports / "notebooks").glob("*.ipynb")}
     assert "02_teacher_training-n.failed" in ready
-    assert "05_evaluation-all" in ready
+    assert "06_evaluation-all" in ready
     page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
     assert page.select_one('a[href="html/02_teacher_training-n.failed.html"]')
     assert str(blocked) in page.get_text()

@@ -22,7 +22,10 @@ from zdc_nb.generator.encoding import (
 )
 from zdc_nb.params import load_study
 
-PARAMS = load_study(Path(__file__).parents[1] / "params" / "small.yaml").preprocessing
+PARAMS = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml").preprocessing
+assert PARAMS.noise is not None
+assert PARAMS.alpha is not None
+NOISE = PARAMS.noise
 FLOOR = PARAMS.model_copy(update={"denoise": "floor"})
 
 
@@ -55,17 +58,17 @@ def events(px, py, pz=1000.0, photons=5):
 @given(seed=st.integers(0, 2**31), brightest=st.integers(2, 60_000))
 def test_counts_come_back_exactly_when_the_noised_sum_is_known(seed, brightest):
     counts = responses(4, seed, brightest)
-    x, total = encode_responses(torch.from_numpy(counts.astype(np.int64)), FLOOR, seeded(seed))
+    x, total = encode_responses(torch.from_numpy(counts.astype(np.int64)), FLOOR, ZN, seeded(seed))
     # in double precision, as float32 cannot tell 60000.0 from 59999.999
     exact = noised_from_flow(x, FLOOR, total)
     assert ((exact - exact.round()).abs() < 0.51).all()
-    error = np.abs(exact.numpy().reshape(counts.shape) - counts - FLOOR.noise / 2)
-    assert (error <= FLOOR.noise / 2 + 1e-5 * counts + 2e-6 * total.numpy()[:, :, None]).all()
+    error = np.abs(exact.numpy().reshape(counts.shape) - counts - NOISE / 2)
+    assert (error <= NOISE / 2 + 1e-5 * counts + 2e-6 * total.numpy()[:, :, None]).all()
 
 
 def test_floor_undoes_the_noise():
     counts = responses(200)
-    noise = PARAMS.noise * torch.rand(200, ZN.dim, generator=seeded(), dtype=torch.float64)
+    noise = NOISE * torch.rand(200, ZN.dim, generator=seeded(), dtype=torch.float64)
     noised = torch.from_numpy(counts.reshape(200, ZN.dim).astype(np.float64)) + noise
     photon_sum = torch.from_numpy(counts.sum((1, 2)).astype(np.float64))[:, None]
     assert np.array_equal(counts_from_noised(noised, FLOOR, photon_sum, ZN), counts)
@@ -73,9 +76,9 @@ def test_floor_undoes_the_noise():
 
 def test_encoding_is_the_published_formula():
     counts = responses(3)
-    x, total = encode_responses(torch.from_numpy(counts.astype(np.int32)), PARAMS, seeded(4))
+    x, total = encode_responses(torch.from_numpy(counts.astype(np.int32)), PARAMS, ZN, seeded(4))
     noise = torch.rand(3, ZN.dim, generator=seeded(4), dtype=torch.float64).numpy()
-    noised = counts.reshape(3, ZN.dim) + PARAMS.noise * noise
+    noised = counts.reshape(3, ZN.dim) + NOISE * noise
     expected = logit(1e-6 + (1 - 2e-6) * noised / noised.sum(1, keepdims=True))
     np.testing.assert_allclose(x.numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(total.numpy()[:, 0], noised.sum(1))
@@ -84,10 +87,10 @@ def test_encoding_is_the_published_formula():
 
 def test_noise_is_uniform_and_seeded():
     dark = torch.zeros(20, 44, 44)
-    x, total = encode_responses(dark, PARAMS, seeded())
-    noise = noised_from_flow(x, PARAMS, total) / PARAMS.noise
+    x, total = encode_responses(dark, PARAMS, ZN, seeded())
+    noise = noised_from_flow(x, PARAMS, total) / NOISE
     assert kstest(noise.numpy().ravel(), "uniform").pvalue > 1e-3
-    assert torch.equal(x, encode_responses(dark, PARAMS, seeded())[0])
+    assert torch.equal(x, encode_responses(dark, PARAMS, ZN, seeded())[0])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_decoding_gives_photon_counts_that_hardly_miss_their_sum(denoise):
     params = PARAMS.model_copy(update={"denoise": denoise})
     counts = responses(300)
     photon_sum = counts.sum((1, 2), dtype=np.int64)
-    x, _ = encode_responses(torch.from_numpy(counts.astype(np.int32)), params, seeded())
+    x, _ = encode_responses(torch.from_numpy(counts.astype(np.int32)), params, ZN, seeded())
     back = decode_responses(x, params, photon_sum, ZN)
     assert back.dtype == np.uint16
     assert back.shape == counts.shape

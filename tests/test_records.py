@@ -235,7 +235,7 @@ def test_record_that_cannot_be_read_is_named_and_overwritten(
     stage: Stage, content: bytes | dict[str, Any], what: str
 ) -> None:
     start(stage)
-    speed = find_stage(stage.study, "08_speed")
+    speed = find_stage(stage.study, "09_speed")
     start(speed).finish()
     if isinstance(content, bytes):
         path_of(stage).write_bytes(content)

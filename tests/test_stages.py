@@ -27,7 +27,7 @@ def depending(before: Study, after: Study) -> set[str]:
     return {one.name for one, other in pairs if one.values != other.values}
 
 
-ALWAYS = {"06_ablations", "07_shower_shapes"}
+ALWAYS = {"07_ablations", "08_shower_shapes"}
 
 
 def trainings_of(study: Study, subset: str) -> set[str]:
@@ -39,13 +39,13 @@ def test_an_epoch_more_of_one_subset_concerns_that_subset_alone() -> None:
     epochs = {**SMALL.teacher.epochs, "sigma+": 99}  # type: ignore[dict-item]
     found = depending(SMALL, changed(SMALL, "teacher", epochs=epochs))
     # speed tells how long all trainings would have taken
-    assert found == trainings_of(SMALL, "sigma+") | ALWAYS | {"05_evaluation-sigma+", "08_speed"}
+    assert found == trainings_of(SMALL, "sigma+") | ALWAYS | {"06_evaluation-sigma+", "09_speed"}
 
 
 def test_a_change_of_the_evaluation_trains_nothing() -> None:
     found = depending(SMALL, changed(SMALL, "evaluation", runs=3))
     evaluations = {
-        f"{name}-{s}" for name in ("04_baselines", "05_evaluation") for s in SMALL.subsets
+        f"{name}-{s}" for name in ("05_baselines", "06_evaluation") for s in SMALL.subsets
     }
     assert found == evaluations | ALWAYS
 
@@ -70,8 +70,8 @@ def test_stages_depend_on_what_they_need_depends_on(
 
 
 def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:
-    stage = find_stage(SMALL, "05_evaluation", subset="k0s")
-    expected = {"01_data_exploration", "04_baselines-k0s", *trainings_of(SMALL, "k0s")}
+    stage = find_stage(SMALL, "06_evaluation", subset="k0s")
+    expected = {"01_data_exploration", "05_baselines-k0s", *trainings_of(SMALL, "k0s")}
     assert {other.name for other in stage.needs} == expected
     student = find_stage(SMALL, "03_student_distillation", subset="n", setup="bs")
     assert [other.name for other in student.needs] == [
@@ -152,13 +152,13 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     monkeypatch.chdir(own_copy)
     study = load_study("params/smoke.yaml")
     (study.artifacts / "evaluation" / "n" / "bs.csv").unlink()
-    assert set(outdated(study)) == {"05_evaluation-n", *ALWAYS}
+    assert set(outdated(study)) == {"06_evaluation-n", *ALWAYS}
     sidecar = study.artifacts / "models" / "all" / "teacher.safetensors.json"
     described = json.loads(sidecar.read_text("utf-8"))
     sidecar.write_text(json.dumps(described | {"sha256": "0" * 64}), "utf-8")
     again = outdated(study)
     assert set(again) == {
         *(name for name in trainings_of(study, "all") if "student" in name),
-        *("05_evaluation-n", "05_evaluation-all", "08_speed"),
+        *("06_evaluation-n", "06_evaluation-all", "09_speed"),
         *ALWAYS,
     }

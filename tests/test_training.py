@@ -9,19 +9,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from zdc_nb.data.events import Events, split_events
+from zdc_nb.data.events import Split, split_by_response
 from zdc_nb.data.simulation import simulate
 from zdc_nb.detector import ZN, channel_sums
 from zdc_nb.flows.initialise import start_from_teacher
 from zdc_nb.flows.maf_iaf import Student, Teacher
-from zdc_nb.generator.encoding import encode_responses
+from zdc_nb.generator.encoding import channel_fractions, encode_responses
 from zdc_nb.generator.surrogate import DivergenceError, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import Study, derive_seed, load_study
 from zdc_nb.storage import save_tensors
 from zdc_nb.training import (
     DISTILLATION_TERMS,
-    channel_fractions,
     combined_loss,
     distil_student,
     distillation_step,
@@ -48,9 +47,13 @@ def tiny(**changes: dict[str, Any]) -> Study:
     return SMOKE.model_copy(update={"device": "cpu", **sections})
 
 
+def shares_of(x: torch.Tensor) -> torch.Tensor:
+    return channel_fractions(x, SMOKE.preprocessing, ZN)
+
+
 @pytest.fixture(scope="module")
-def parts() -> tuple[Events, Events, Events]:
-    return split_events(simulate(150, 10, 10, 3), (0.7, 0.1, 0.2), 1)
+def parts() -> Split:
+    return split_by_response(simulate(150, 10, 10, 3), (0.7, 0.1, 0.2), 1)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_training_lowers_the_validation_loss_and_returns_what_it_validated(parts
     losses = []
     counts = torch.from_numpy(parts[1].responses.astype(np.int32))
     for rows in torch.arange(len(counts)).split(16):
-        x, _ = encode_responses(counts[rows], SMOKE.preprocessing, generator)
+        x, _ = encode_responses(counts[rows], SMOKE.preprocessing, ZN, generator)
         with torch.no_grad():
             log_prob = surrogate.flow.log_prob(x, surrogate.conditions(parts[1])[rows])
         losses.append(-log_prob / ZN.dim)
@@ -108,6 +111,7 @@ def test_the_same_seed_gives_the_same_numbers(parts, taught):
 def test_a_sample_that_is_not_finite_is_refused(parts, tmp_path, taught):
     save_surrogate(taught[0], tmp_path / "broken.safetensors")
     broken = load_surrogate(tmp_path / "broken.safetensors", torch.device("cpu"))
+    assert isinstance(broken.flow, Teacher)
     broken.flow.networks[0].last.bias[3] = torch.nan
     with pytest.raises(DivergenceError, match="not finite"):
         broken.generate(parts[2], seed=1, batch=7)
@@ -124,11 +128,12 @@ def test_channel_fractions_are_those_of_the_photons(parts):
     x, _ = encode_responses(
         torch.from_numpy(counts.astype(np.int32)),
         SMOKE.preprocessing.model_copy(update={"noise": 1e-9}),
+        ZN,
         torch.Generator().manual_seed(0),
     )
     expected = channel_sums(counts, ZN) / counts.sum((1, 2))[:, None]
     # alpha lifts each dark fibre by a millionth
-    np.testing.assert_allclose(channel_fractions(x, ZN).numpy(), expected, atol=3e-3)
+    np.testing.assert_allclose(shares_of(x).numpy(), expected, atol=3e-3)
 
 
 @torch.no_grad()
@@ -139,7 +144,7 @@ def test_distillation_terms_equal_a_loop_over_samples(taught):
     start_from_teacher(student, teacher, everything=False)
     x, z = torch.randn(3, ZN.dim) - 7, torch.randn(3, ZN.dim)
     condition = torch.randn(3, teacher.context)
-    terms = distillation_terms(teacher, student, x, z, condition, ZN)
+    terms = distillation_terms(teacher, student, x, z, condition, shares_of)
     assert tuple(terms) == DISTILLATION_TERMS
     for n in range(3):
         one = slice(n, n + 1)
@@ -162,9 +167,7 @@ def test_distillation_terms_equal_a_loop_over_samples(taught):
                 for q, p in zip(drawn.parameters, again.parameters, strict=True)
             )
             / 2,
-            "channel": (
-                (channel_fractions(back.data, ZN) - channel_fractions(x[one], ZN)) ** 2
-            ).sum(),
+            "channel": ((shares_of(back.data) - shares_of(x[one])) ** 2).sum(),
         }
         for name, value in expected.items():
             assert float(terms[name][n]) == pytest.approx(float(value), rel=1e-3, abs=1e-7)
@@ -180,7 +183,7 @@ def test_a_perfect_copy_has_no_loss():
         parameter.data.zero_()
     start_from_teacher(student, teacher, everything=True)
     x, z, c = torch.randn(4, ZN.dim), torch.randn(4, ZN.dim), torch.randn(4, 4)
-    for term in distillation_terms(teacher, student, x, z, c, ZN).values():
+    for term in distillation_terms(teacher, student, x, z, c, shares_of).values():
         assert float(term.max()) < 1e-8
 
 

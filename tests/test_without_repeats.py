@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import wasserstein_distance
 
-from zdc_nb.data.events import Events, split_events
+from tests.event_sets import as_split
+from zdc_nb.data.events import Events, split_by_response
 from zdc_nb.data.figures import save_figure
 from zdc_nb.data.simulation import simulate
 from zdc_nb.detector import ZN
@@ -35,13 +36,13 @@ def unique() -> Parts:
     """Train and test, every particle simulated once."""
     events = simulate(600, 1, 10, seed=3)
     assert len(np.unique(events.particle)) == 600
-    train, _, test = split_events(events, (0.7, 0.1, 0.2), seed=0)
+    train, _, test, _ = split_by_response(events, (0.7, 0.1, 0.2), seed=0)
     return train, test
 
 
 @pytest.fixture(scope="module")
 def repeated() -> Parts:
-    train, _, test = split_events(simulate(600, 30, 10, seed=4), (0.7, 0.1, 0.2), seed=0)
+    train, _, test, _ = split_by_response(simulate(600, 30, 10, seed=4), (0.7, 0.1, 0.2), seed=0)
     return train, test
 
 
@@ -58,7 +59,7 @@ def evaluations(parts: Parts, subset: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         evaluate_runs(subset, name, test, [rng.poisson(responses) for _ in range(2)])
         for name, responses in models.items()
     ]
-    baselines, _ = baseline_evaluations(train, test, subset, runs=2, seed=5)
+    baselines, _ = baseline_evaluations(as_split(train, test), subset, runs=2, seed=5)
     return pd.concat(frames, ignore_index=True), baselines
 
 
@@ -77,7 +78,7 @@ def test_without_repeats_two_sentences_say_what_is_left_out(unique: Parts) -> No
     assert metrics.startswith("MAE_c, MAE_cw and the errors of shower centre and radius")
     assert "each of the 120 test particles has a single response" in metrics
     assert baselines.startswith("reference and reference+sum are left out")
-    assert baselines.endswith("no test particle has a response in the training split.")
+    assert baselines.endswith("no test particle has one among those they may draw from.")
 
 
 def test_what_is_possible_is_what_is_evaluated(unique: Parts, repeated: Parts) -> None:
@@ -90,7 +91,7 @@ def test_what_is_possible_is_what_is_evaluated(unique: Parts, repeated: Parts) -
     found = []
     for each in cases:
         possible = what_can_be_evaluated(*each)
-        rows, _ = baseline_evaluations(*each, "n", runs=2, seed=0)
+        rows, _ = baseline_evaluations(as_split(*each), "n", runs=2, seed=0)
         assert tuple(dict.fromkeys(rows["model"])) == possible.baselines
         for _, part in rows.groupby("model"):
             assert tuple(dict.fromkeys(part["metric"])) == possible.metrics
@@ -126,7 +127,7 @@ def test_ws_is_that_of_any_set(unique: Parts) -> None:
 
 
 def test_all_test_responses_count_as_left_out(unique: Parts) -> None:
-    _, left_out = baseline_evaluations(*unique, "n", runs=2, seed=5)
+    _, left_out = baseline_evaluations(as_split(*unique), "n", runs=2, seed=5)
     assert left_out.to_dict("records") == [
         {
             "subset": "n",

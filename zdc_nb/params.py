@@ -30,7 +30,10 @@ __all__ = [
     "PathParams",
     "PreprocessingParams",
     "Setup",
+    "Species",
     "SpeedParams",
+    "SplittingFlowParams",
+    "SplittingParams",
     "StudentParams",
     "Study",
     "Subset",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 
 Subset = Literal["n", "lambda", "k0s", "sigma+", "all"]
+Species = Literal["n", "lambda", "k0s", "sigma+"]
 Setup = Literal["bs", "bs+ch", "bs+div", "bs+ch+div"]
 
 SUBSETS: tuple[Subset, ...] = ("n", "lambda", "k0s", "sigma+", "all")
@@ -88,28 +92,70 @@ class DataParams(_Section):
         description="of a file: refuse one with a bad row, or (false) drop bad rows and count them"
     )
     responses: Positive = Field(description="responses that the open simulation keeps")
-    repeats: Positive = Field(description="simulations of each unique particle")
+    repeats: Positive = Field(
+        description="of the open simulation: how often each particle is simulated; by_particle: "
+        "each that is learned from"
+    )
+    test_repeats: Positive | None = Field(
+        description="by_particle: how often the open simulation simulates each test particle; "
+        "by_response: null"
+    )
+    abundance: dict[Species, PositiveFloat] = Field(
+        description="the open simulation draws particles of a species so many times as often as "
+        "it would; {}: none"
+    )
     min_photons: Positive = Field(description="responses with fewer photons are dropped")
     max_responses: dict[Subset, Positive] = Field(
-        description="cap a subset, by whole particles; a subset left out is used whole"
+        description="cap a subset, by whole particles; a subset left out is used whole; "
+        "by_particle: its training and validation parts"
     )
-    split: tuple[Fraction, Fraction, Fraction] = Field(
-        strict=False, description="training, validation and test fractions"
+    max_test_responses: dict[Subset, Positive] = Field(
+        description="by_particle: cap a subset's test part, by whole particles; by_response: {}"
+    )
+    split: Literal["by_particle", "by_response"] = Field(
+        description="by_particle: test particles are none that was learned from; by_response: as "
+        "published, repeats of a particle fall in all parts"
+    )
+    fractions: tuple[Fraction, Fraction, Fraction] = Field(
+        strict=False, description="training, validation and test part of the responses"
+    )
+    reserved: Fraction | None = Field(
+        description="by_particle: of the responses to test particles, kept aside for the floors; "
+        "by_response: null, the floors are drawn from the training part"
     )
 
     @model_validator(mode="after")
-    def _split_sums_to_one(self) -> DataParams:
-        if abs(sum(self.split) - 1) > 1e-9:
-            raise ValueError(f"split: expected fractions that sum to 1, got {list(self.split)}")
+    def _consistent(self) -> DataParams:
+        if abs(sum(self.fractions) - 1) > 1e-9:
+            raise ValueError(
+                f"fractions: expected numbers that sum to 1, got {list(self.fractions)}"
+            )
+        by_particle = self.split == "by_particle"
+        for key, value in (("test_repeats", self.test_repeats), ("reserved", self.reserved)):
+            needed = by_particle and not (key == "test_repeats" and self.file is not None)
+            if needed and value is None:
+                raise ValueError(f"{key}: expected a number, the split is by_particle")
+            if not by_particle and value is not None:
+                raise ValueError(f"{key}: expected null, the split by_response does not read it")
+        if not by_particle and self.max_test_responses:
+            raise ValueError(
+                "max_test_responses: expected {}, the split by_response does not read it"
+            )
         return self
 
 
 class PreprocessingParams(_Section):
     """From photon counts to flow space and back."""
 
-    noise: Fraction = Field(description="dequantisation: counts + noise * U[0, 1)")
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        description="logit(alpha + (1 - 2 alpha) x) keeps 0 and 1 finite"
+    coordinates: Literal["fibres", "splits"] = Field(
+        description="of teacher and student: fibres, as published, or the logits of how photons "
+        "split over the halves of ever smaller boxes"
+    )
+    noise: Fraction | None = Field(
+        description="fibres: dequantisation, counts + noise * U[0, 1); splits: null"
+    )
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] | None = Field(
+        description="fibres: logit(alpha + (1 - 2 alpha) x) keeps 0 and 1 finite; splits: null"
     )
     conditions: Literal["paper", "impact"] = Field(
         description="paper: nine features and the photon sum; impact: and the impact point"
@@ -117,9 +163,19 @@ class PreprocessingParams(_Section):
     impact_grid: Annotated[int, Field(gt=1)] = Field(
         description="impact: radial basis functions along each side of the face"
     )
-    denoise: Literal["floor", "floor-rescale", "shift-floor", "shift-floor-rescale"] = Field(
-        description="how noise is removed from a sample"
+    denoise: Literal["floor", "floor-rescale", "shift-floor", "shift-floor-rescale"] | None = Field(
+        description="fibres: how noise is removed from a sample; splits: null"
     )
+
+    @model_validator(mode="after")
+    def _of_the_coordinates(self) -> PreprocessingParams:
+        for key in ("noise", "alpha", "denoise"):
+            if (getattr(self, key) is None) != (self.coordinates == "splits"):
+                expected = "null" if self.coordinates == "splits" else "a value"
+                raise ValueError(
+                    f"{key}: expected {expected}, the coordinates are {self.coordinates}"
+                )
+        return self
 
 
 class FlowParams(_Section):
@@ -150,8 +206,29 @@ class FlowParams(_Section):
     )
 
 
+class SplittingFlowParams(_Section):
+    """The architecture of the splitting flow."""
+
+    window: Annotated[int, Field(gt=0)] = Field(
+        description="odd: boxes along each side of what the network sees around a node"
+    )
+    bins: Annotated[int, Field(gt=1)] = Field(description="bins of each rational-quadratic spline")
+    bound: PositiveFloat = Field(description="splines act on [-bound, bound], in widths of a cut")
+    hidden: Positive = Field(description="width of the network that all nodes share")
+    hidden_layers: Annotated[int, Field(ge=0)] = Field(description="residual layers of it")
+    context_hidden: list[Positive] = Field(
+        min_length=1, description="hidden widths of the network that reads the particle"
+    )
+    coarse_nodes: Positive = Field(
+        description="so many nodes, from the top, get the particle's own way to their curves"
+    )
+
+
 class _TrainingParams(_Section):
     epochs: Positive | dict[Subset, Positive] = Field(description="for all, or by subset")
+    epoch_responses: Positive | None = Field(
+        description="training responses of an epoch, drawn anew for each; null: all of them"
+    )
     batch: Positive
     learning_rate: PositiveFloat
     schedule: Literal["halve", "cosine"] = Field(
@@ -189,10 +266,19 @@ class StudentParams(_TrainingParams):
     diversity_mean_one: bool = Field(description="rescale the weights of eq. 3 to mean 1")
 
 
+class SplittingParams(_TrainingParams):
+    """The splitting flow and its training by maximum likelihood."""
+
+    flow: SplittingFlowParams
+
+
 class EvaluationParams(_Section):
     """Metrics on the test split."""
 
     runs: Annotated[int, Field(ge=2)] = Field(description="generations of the test set")
+    classifier_runs: Annotated[int, Field(ge=2)] = Field(
+        description="of these, generations that a classifier is trained on"
+    )
     batch: Positive = Field(description="samples generated at once")
     figure_particles: Positive = Field(description="particles in the figure of samples")
 
@@ -233,6 +319,7 @@ class Study(_Section):
     flow: FlowParams
     teacher: TeacherParams
     student: StudentParams
+    splitting: SplittingParams | None = Field(description="null: no splitting flow")
     evaluation: EvaluationParams
     speed: SpeedParams
 
@@ -245,19 +332,23 @@ class Study(_Section):
             raise ValueError(f"speed.subset: {self.speed.subset!r} is not among the subsets")
         if self.speed.setup not in self.setups:
             raise ValueError(f"speed.setup: {self.speed.setup!r} is not among the setups")
-        for key, epochs in (("teacher", self.teacher.epochs), ("student", self.student.epochs)):
+        trainings = {"teacher": self.teacher, "student": self.student, "splitting": self.splitting}
+        for key, training in trainings.items():
+            epochs = 1 if training is None else training.epochs
             missing = (
                 [] if isinstance(epochs, int) else [s for s in self.subsets if s not in epochs]
             )
             if missing:
                 raise ValueError(f"{key}.epochs: no entry for {', '.join(missing)}")
+        if self.evaluation.classifier_runs > self.evaluation.runs:
+            raise ValueError("evaluation.classifier_runs: expected at most evaluation.runs")
         if 1e-3 * self.flow.bins >= 1:
             raise ValueError("flow.bins: expected fewer than 1000 bins")
         # where a dark fibre lies in flow space; beyond the bound a spline is the identity, and
         # nothing would be learned about most fibres
         alpha = self.preprocessing.alpha
-        darkest = math.log((1 - alpha) / alpha)
-        if self.flow.bound < darkest:
+        darkest = 0.0 if alpha is None else math.log((1 - alpha) / alpha)
+        if alpha is not None and self.flow.bound < darkest:
             raise ValueError(
                 f"flow.bound: expected at least {darkest:.6g}, which is log((1 - alpha) / alpha) "
                 f"with preprocessing.alpha = {alpha:g}, got {self.flow.bound:g}"

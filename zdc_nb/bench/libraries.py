@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from zdc_nb.bench.cases import CONTEXT, LOOPS, BenchParams, Case, ContenderName
 from zdc_nb.detector import ZN
 from zdc_nb.flows.maf_iaf import Student, Teacher, stock_transform
-from zdc_nb.params import FlowParams, derive_seed
+from zdc_nb.generator.encoding import channel_fractions
+from zdc_nb.params import FlowParams, PreprocessingParams, derive_seed
 from zdc_nb.training.losses import combined_loss, distillation_terms
 
 __all__ = ["Contender", "Inputs", "NflowsPeer", "Ours", "PyroPeer", "all_contenders", "make_inputs"]
@@ -117,6 +118,21 @@ class Contender(ABC):
         """(N, D) samples of the inverse autoregressive flow of the same network."""
 
 
+FIBRES = PreprocessingParams(
+    coordinates="fibres",
+    noise=0.5,
+    alpha=1e-6,
+    conditions="paper",
+    impact_grid=8,
+    denoise="floor-rescale",
+)
+"""The published coordinates."""
+
+
+def _shares(x: Tensor) -> Tensor:
+    return channel_fractions(x, FIBRES, ZN)
+
+
 def _adam_step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -174,7 +190,7 @@ class Ours(Contender):
 
     def _distillation_loss(self, inputs: Inputs) -> Tensor:
         """The full loss of bs+ch+div; its weights, which cost nothing, are ones."""
-        terms = distillation_terms(self.teacher, self.student, *inputs, ZN)
+        terms = distillation_terms(self.teacher, self.student, *inputs, _shares)
         return combined_loss(terms, inputs.x.new_ones(len(inputs.x)), 10.0)
 
     def log_prob(self, x: Tensor, condition: Tensor) -> Tensor:

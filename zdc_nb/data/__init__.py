@@ -4,10 +4,11 @@ from zdc_nb.data.events import (
     FEATURES,
     PDG,
     Events,
+    Split,
     cap,
     impact_point,
     select_subset,
-    split_events,
+    split_by_response,
 )
 from zdc_nb.data.readers import find_files, read_events, read_parts
 from zdc_nb.data.root import write_root
@@ -19,6 +20,7 @@ __all__ = [
     "PDG",
     "EventFileError",
     "Events",
+    "Split",
     "Tally",
     "cap",
     "find_files",
@@ -27,6 +29,6 @@ __all__ = [
     "read_parts",
     "select_subset",
     "simulate",
-    "split_events",
+    "split_by_response",
     "write_root",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,18 @@ from scipy import sparse
 from zdc_nb.detector.geometry import ZN, Detector
 from zdc_nb.params import Subset
 
-__all__ = ["FEATURES", "PDG", "Events", "cap", "impact_point", "select_subset", "split_events"]
+__all__ = [
+    "FEATURES",
+    "PDG",
+    "Events",
+    "Split",
+    "cap",
+    "deal_particles",
+    "impact_point",
+    "keep_aside",
+    "select_subset",
+    "split_by_response",
+]
 
 FEATURES = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
 """The nine features of a particle: GeV, m (three), GeV (three), MeV, e."""
@@ -189,13 +201,23 @@ def cap(events: Events, at_most: int, seed: int) -> Events:
     return events[np.sort(order)]
 
 
-def split_events(
-    events: Events, fractions: tuple[float, float, float], seed: int
-) -> tuple[Events, Events, Events]:
-    """Training, validation and test events: a seeded random split of the responses.
+class Split(NamedTuple):
+    """Events for four purposes.
 
-    As in the paper the split is by response, so that repeats of one particle fall in all three
-    parts. Raises ``ValueError`` where a part would be empty.
+    ``train``, ``validation`` and ``test``; and ``reserved``, further responses to the test
+    particles, which the floors are drawn from: split by response, the training part itself.
+    """
+
+    train: Events
+    validation: Events
+    test: Events
+    reserved: Events
+
+
+def split_by_response(events: Events, fractions: tuple[float, float, float], seed: int) -> Split:
+    """A seeded random split of the responses, as in the paper.
+
+    Repeats of one particle fall in all parts. Raises ``ValueError`` where a part would be empty.
     """
     order = np.random.default_rng(seed).permutation(len(events))
     first = round(fractions[0] * len(events))
@@ -204,4 +226,39 @@ def split_events(
     if any(len(part) == 0 for part in parts):
         raise ValueError(f"{len(events)} responses are too few to split {fractions}")
     train, validation, test = (events[np.sort(part)] for part in parts)
-    return train, validation, test
+    return Split(train, validation, test, train)
+
+
+def deal_particles(events: Events, shares: Sequence[float], seed: int) -> list[Events]:
+    """Parts that share no particle, whole particles in a seeded random order.
+
+    Part k gets about ``shares[k]`` of the responses; the shares sum to 1. Raises ``ValueError``
+    where a part would be empty.
+    """
+    unique, inverse, counts = np.unique(events.particle, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(unique))
+    # by the middle of the particle's responses, so that none is always the last of a part
+    middle = np.cumsum(counts[order]) - counts[order] / 2
+    ends = np.cumsum(shares)[:-1] * len(events)
+    part = np.empty(len(unique), np.int64)
+    part[order] = np.searchsorted(ends, middle, side="right")
+    found = [events[part[inverse] == k] for k in range(len(shares))]
+    if any(len(part) == 0 for part in found):
+        raise ValueError(f"{len(unique)} particles are too few to split {tuple(shares)}")
+    return found
+
+
+def keep_aside(events: Events, share: float, seed: int) -> tuple[Events, Events]:
+    """Of each particle's responses, about ``1 - share`` and ``share``, seeded.
+
+    A particle keeps at least one in the first part, so that the second is empty where none is
+    repeated.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(events))
+    order = shuffled[np.argsort(events.particle[shuffled], kind="stable")]
+    _, first, counts = np.unique(events.particle[order], return_index=True, return_counts=True)
+    rank = np.arange(len(events)) - np.repeat(first, counts)
+    aside = np.zeros(len(events), bool)
+    aside[order] = rank >= np.repeat(np.maximum(np.rint((1 - share) * counts), 1), counts)
+    return events[~aside], events[aside]

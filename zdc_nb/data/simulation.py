@@ -23,7 +23,7 @@ photons are counted in integers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Self
@@ -262,14 +262,19 @@ def _look_up(pdg: NDArray[np.int32]) -> tuple[Array, Array, Array]:
     return mass, charge, ctau
 
 
-def draw_particles(rng: np.random.Generator, position: NDArray[np.floating]) -> Particles:
+def draw_particles(
+    rng: np.random.Generator,
+    position: NDArray[np.floating],
+    abundance: Mapping[int, float] | None = None,
+) -> Particles:
     """Primaries, of the species found at ``position`` (N,) in [0, 1) of the mixture.
 
     The position is asked for, so that a caller can fill the mixture evenly and a small set still
-    holds its rare species.
+    holds its rare species. ``abundance`` multiplies that of species, by PDG code.
     """
     n = len(position)
-    cumulative = np.cumsum([kind.abundance for kind in SPECIES])
+    more = abundance or {}
+    cumulative = np.cumsum([kind.abundance * more.get(kind.pdg, 1.0) for kind in SPECIES])
     kind = np.searchsorted(cumulative / cumulative[-1], position, side="right")
     pdg = np.array([s.pdg for s in SPECIES], np.int32)[kind]
     shape = np.array([s.shape for s in SPECIES])[kind]
@@ -546,20 +551,27 @@ def respond(rng: np.random.Generator, particles: Particles, repeats: int) -> NDA
 # --- The whole --------------------------------------------------------------------------------
 
 
-def _chunks(seed: int, repeats: int) -> Iterator[tuple[Particles, NDArray[np.uint16]]]:
+def _chunks(
+    seed: int, repeats: int, abundance: Mapping[int, float] | None
+) -> Iterator[tuple[Particles, NDArray[np.uint16]]]:
     """Particles and all their responses, without end; each chunk has a seed of its own."""
     shift = np.random.default_rng(seed).random()
     chunk = 0
     while True:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(chunk,)))
         position = (shift + GOLDEN * np.arange(CHUNK * chunk, CHUNK * (chunk + 1))) % 1.0
-        particles = draw_particles(rng, position)
+        particles = draw_particles(rng, position, abundance)
         yield particles, respond(rng, particles, repeats)
         chunk += 1
 
 
 def simulate(
-    responses: int, repeats: int, min_photons: int, seed: int, progress: bool = False
+    responses: int,
+    repeats: int,
+    min_photons: int,
+    seed: int,
+    progress: bool = False,
+    abundance: Mapping[int, float] | None = None,
 ) -> Events:
     """Simulate exactly ``responses`` responses of at least ``min_photons`` photons.
 
@@ -576,6 +588,8 @@ def simulate(
         set is the beginning of a larger one.
     progress
         show a bar.
+    abundance
+        by PDG code, how many times as often as in :data:`SPECIES` a species is drawn.
 
     Raises
     ------
@@ -594,7 +608,7 @@ def simulate(
     with tqdm(
         total=responses, desc="simulating", unit=" responses", file=sys.stdout, disable=not progress
     ) as bar:
-        for number, (particles, chunk) in enumerate(_chunks(seed, repeats)):
+        for number, (particles, chunk) in enumerate(_chunks(seed, repeats, abundance)):
             enough = np.flatnonzero(chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons)
             enough = enough[: responses - kept]
             part = slice(kept, kept + len(enough))

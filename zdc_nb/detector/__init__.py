@@ -8,13 +8,16 @@ from zdc_nb.detector.observables import (
     diversity_weights,
     shower_centre,
 )
+from zdc_nb.detector.splitting import SplitTree, split_tree
 
 __all__ = [
     "ZN",
     "Detector",
+    "SplitTree",
     "channel_sums",
     "containment_radius",
     "diversity",
     "diversity_weights",
     "shower_centre",
+    "split_tree",
 ]

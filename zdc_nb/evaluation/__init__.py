@@ -4,6 +4,7 @@ from zdc_nb.evaluation.baselines import (
     BASELINES,
     Baseline,
     Possible,
+    baseline_draws,
     baseline_evaluations,
     matched_runs,
     resimulated_runs,
@@ -32,7 +33,8 @@ from zdc_nb.evaluation.figures import (
     speed_figure,
     table1_figure,
 )
-from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate, evaluate_runs
+from zdc_nb.evaluation.generations import evaluate_runs
+from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
 from zdc_nb.evaluation.tables import (
     MODELS,
     SHAPE_MODELS,
@@ -55,6 +57,7 @@ __all__ = [
     "TwoSample",
     "ablation_findings",
     "as_list",
+    "baseline_draws",
     "baseline_evaluations",
     "baseline_findings",
     "changes_figure",
@@ -74,7 +77,6 @@ __all__ = [
     "response_features",
     "results_table",
     "sample_figure",
-    "save_figure",
     "scale_to_photon_sum",
     "shape_figure",
     "shape_findings",

@@ -1,7 +1,8 @@
 """Generators that need no training, to tell what a metric is worth.
 
-``reference`` answers each test response with a training response to the same particle, which was
-simulated again: the floor for a generator that is not told the photon sum. Flows are told it, that
+``reference`` answers each test response with another one to the same particle, which was simulated
+again: the floor for a generator that is not told the photon sum. Split by response these come from
+the training part; split by particle they are kept aside for that alone. Flows are told it, that
 of the very response that they answer; ``reference+sum`` uses it too and is the floor for them.
 ``ignorant`` answers with any training response scaled to the photon sum, so it knows nothing
 of the particle.
@@ -16,12 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Events, Split
+from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import (
     METRICS,
     SHAPE_METRICS,
     EvaluationError,
-    evaluate_runs,
     has_repeats,
 )
 from zdc_nb.params import derive_seed
@@ -31,6 +32,7 @@ __all__ = [
     "RESIMULATED",
     "Baseline",
     "Possible",
+    "baseline_draws",
     "baseline_evaluations",
     "matched_runs",
     "resimulated_runs",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 RESIMULATED = ("reference", "reference+sum")
-"""Baselines that need training responses to the test particles."""
+"""Baselines that need further responses to the test particles."""
 
 BASELINES = (*RESIMULATED, "ignorant")
 """Generators that need no training; see the top of this module."""
@@ -69,11 +71,11 @@ class Possible:
     left_out: tuple[str, ...]
 
 
-def what_can_be_evaluated(train: Events, test: Events) -> Possible:
-    """Metrics and baselines that two parts of one split allow.
+def what_can_be_evaluated(source: Events, test: Events) -> Possible:
+    """Metrics and baselines that a test part allows, and the events that floors are drawn from.
 
     ``WS`` and ``ignorant`` need nothing. What compares particles needs a test particle of at least
-    two responses; :data:`RESIMULATED` need training responses to such test particles, or to any
+    two responses; :data:`RESIMULATED` need further responses to such test particles, or to any
     where none is repeated.
     """
     metrics: tuple[str, ...] = (*METRICS, *SHAPE_METRICS)
@@ -86,20 +88,20 @@ def what_can_be_evaluated(train: Events, test: Events) -> Possible:
             f"particles by their mean responses, and each of the {len(test)} test particles has a "
             "single response."
         )
-    answered = _answered(train, test)
+    answered = _answered(source, test)
     if len(answered) == 0 or has_repeats(answered) != has_repeats(test):
         baselines = tuple(name for name in BASELINES if name not in RESIMULATED)
         several = "with several test responses " if len(answered) else ""
         left_out.append(
             f"{' and '.join(RESIMULATED)} are left out: they answer with other simulations of the "
-            f"same particle, and no test particle {several}has a response in the training split."
+            f"same particle, and no test particle {several}has one among those they may draw from."
         )
     return Possible(metrics, baselines, tuple(left_out))
 
 
-def _answered(train: Events, test: Events) -> Events:
-    """Test responses to particles that have a training response."""
-    return test[np.isin(test.particle, train.particle)]
+def _answered(source: Events, test: Events) -> Events:
+    """Test responses to particles that ``source`` has a response to."""
+    return test[np.isin(test.particle, source.particle)]
 
 
 @dataclass(frozen=True)
@@ -122,44 +124,44 @@ class Baseline:
     left_out_particles: int
 
 
-def resimulated_runs(train: Events, test: Events, runs: int, seed: int) -> Baseline:
-    """Answer each test response with a training response to the same particle.
+def resimulated_runs(source: Events, test: Events, runs: int, seed: int) -> Baseline:
+    """Answer each test response with another response to the same particle.
 
-    The draw is without replacement within a particle and a run: n draws from its m >= n training
+    The draw is without replacement within a particle and a run: n draws from its m >= n further
     responses are then distributed like n new simulations, as a perfect generator would give. (With
     replacement the same response comes twice and the metrics grow.) Where m < n, each is drawn
     n // m or n // m + 1 times.
 
     Parameters
     ----------
-    train, test
-        two parts of one split, so that ``particle`` means the same in both.
+    source, test
+        what is drawn from and what is answered; ``particle`` means the same in both.
     runs, seed
         number of generations; run k depends on the seed and k alone.
 
     Returns
     -------
-    Test responses to particles without a training response are left out and counted.
+    Test responses to particles that ``source`` has no response to are left out and counted.
 
     Raises
     ------
     EvaluationError
-        where no test particle has a training response.
+        where ``source`` has no response to any test particle.
     """
-    kept = _answered(train, test)
+    kept = _answered(source, test)
     if len(kept) == 0:
-        raise EvaluationError("reference: no test particle has a response in the training split")
+        raise EvaluationError("reference: no test particle has a response to draw from")
 
     def generations() -> Iterator[NDArray[np.uint16]]:
         for run in range(runs):
             rng = np.random.default_rng(derive_seed(seed, "reference", run))
-            yield train[_draw(train.particle, kept.particle, rng)].responses
+            yield source[_draw(source.particle, kept.particle, rng)].responses
 
     particles = len(np.unique(test.particle)) - len(np.unique(kept.particle))
     return Baseline(kept, generations(), len(test) - len(kept), particles)
 
 
-def matched_runs(train: Events, test: Events, runs: int, seed: int) -> Baseline:
+def matched_runs(source: Events, test: Events, runs: int, seed: int) -> Baseline:
     """As :func:`resimulated_runs`, and told the photon sum, as the flows are.
 
     The responses that ``reference`` draws for a particle are paired with its test responses by
@@ -168,7 +170,7 @@ def matched_runs(train: Events, test: Events, runs: int, seed: int) -> Baseline:
 
     Parameters, returns and raises as :func:`resimulated_runs`; run k starts from the same draws.
     """
-    resimulated = resimulated_runs(train, test, runs, seed)
+    resimulated = resimulated_runs(source, test, runs, seed)
     kept = resimulated.test
     by_sum = np.lexsort((kept.photon_sum, kept.particle))
 
@@ -253,31 +255,44 @@ def scale_to_photon_sum(
     return scaled.reshape(responses.shape)
 
 
+def baseline_draws(split: Split, runs: int, seed: int) -> dict[str, Baseline]:
+    """Those of the :data:`BASELINES` that a split allows, in their order."""
+    draws = {
+        "reference": (resimulated_runs, split.reserved),
+        "reference+sum": (matched_runs, split.reserved),
+        "ignorant": (unconditional_runs, split.train),
+    }
+    possible = what_can_be_evaluated(split.reserved, split.test).baselines
+    return {
+        name: draw(source, split.test, runs, seed)
+        for name, (draw, source) in draws.items()
+        if name in possible
+    }
+
+
 def baseline_evaluations(
-    train: Events, test: Events, subset: str, runs: int, seed: int
+    split: Split, subset: str, runs: int, seed: int, classified: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Metrics of the possible :data:`BASELINES` on one subset, and what :data:`RESIMULATED` leave out.
 
     Parameters
     ----------
-    train, test
-        two parts of the subset's split.
-    subset, runs, seed
-        name for the rows, number of generations, seed of the draws.
+    split
+        of the subset.
+    subset, runs, seed, classified
+        name for the rows, number of generations, seed of the draws, generations to be classified.
 
     Returns
     -------
-    The tidy frame of :func:`~zdc_nb.evaluation.metrics.evaluate_runs`, of the baselines that
+    The tidy frame of :func:`~zdc_nb.evaluation.generations.evaluate_runs`, of the baselines that
     :func:`what_can_be_evaluated` names; and a frame of one row with the columns subset,
     test_responses, test_particles, left_out_responses, left_out_particles (all of them where the
     baselines are not possible).
     """
-    draws = dict(zip(BASELINES, (resimulated_runs, matched_runs, unconditional_runs), strict=True))
-    possible = what_can_be_evaluated(train, test)
-    baselines = {name: draws[name](train, test, runs, seed) for name in possible.baselines}
+    test, baselines = split.test, baseline_draws(split, runs, seed)
     evaluations = pd.concat(
         [
-            evaluate_runs(subset, name, baseline.test, baseline.generations)
+            evaluate_runs(subset, name, baseline.test, baseline.generations, classified)
             for name, baseline in baselines.items()
         ],
         ignore_index=True,

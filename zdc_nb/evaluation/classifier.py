@@ -20,9 +20,9 @@ from zdc_nb.detector import Detector, channel_sums, containment_radius, shower_c
 from zdc_nb.evaluation.metrics import EvaluationError
 from zdc_nb.params import derive_seed
 
-__all__ = ["TwoSample", "response_features", "two_sample_test"]
+__all__ = ["FEWEST_PAIRS", "TwoSample", "response_features", "two_sample_test"]
 
-_LEAST = 10
+FEWEST_PAIRS = 10
 """Pairs without which a fold would hold out a single one."""
 
 _FOLDS = 5
@@ -201,9 +201,9 @@ def two_sample_test(
             f"generated: expected {expected}, a response for each test response, "
             f"got {generated.shape}"
         )
-    if min(len(test), at_most) < _LEAST:
+    if min(len(test), at_most) < FEWEST_PAIRS:
         raise EvaluationError(
-            f"two-sample test: expected at least {_LEAST} pairs of responses, "
+            f"two-sample test: expected at least {FEWEST_PAIRS} pairs of responses, "
             f"got {min(len(test), at_most)}"
         )
     rng = np.random.default_rng(derive_seed(seed, "two-sample test"))

@@ -9,7 +9,6 @@ it; all but ``WS`` is then left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -26,9 +25,10 @@ __all__ = [
     "QUANTITIES",
     "SHAPE_METRICS",
     "EvaluationError",
+    "compare",
     "evaluate",
-    "evaluate_runs",
     "has_repeats",
+    "observe",
     "require_finite",
     "shape_statistics",
 ]
@@ -89,40 +89,7 @@ def evaluate(test: Events, generated: NDArray[Any]) -> dict[str, float]:
     ValueError
         where ``generated`` is not one response for each test response.
     """
-    return _compare(_observe(test.responses, test.detector), generated, test)
-
-
-def evaluate_runs(
-    subset: str, model: str, test: Events, generations: Iterable[NDArray[Any]]
-) -> pd.DataFrame:
-    """Tidy metrics of several generations of the test set.
-
-    Parameters
-    ----------
-    subset, model
-        names for the rows.
-    test
-        N test responses of a detector of R x K fibres.
-    generations
-        arrays (N, R, K), one for each run; read one at a time.
-
-    Returns
-    -------
-    A frame with columns subset, model, metric, run (from 0), value; see :func:`evaluate`.
-
-    Raises
-    ------
-    EvaluationError
-        naming the subset, model and metric that is not finite.
-    """
-    observed = _observe(test.responses, test.detector)
-    rows = [
-        (subset, model, metric, run, value)
-        for run, generated in enumerate(generations)
-        for metric, value in _compare(observed, generated, test).items()
-    ]
-    frame = pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
-    return require_finite(frame, "value")
+    return compare(observe(test.responses, test.detector), generated, test)
 
 
 def shape_statistics(
@@ -145,7 +112,7 @@ def shape_statistics(
     (particles, 2) row and column for the centre and its variance, (particles, 1) for the radius
     and its variance; fibres, and fibres squared for the variances.
     """
-    return _shape_statistics(_observe(responses, detector), _Groups.of(particle))
+    return _shape_statistics(observe(responses, detector), _Groups.of(particle))
 
 
 def require_finite(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -174,7 +141,7 @@ class _Groups:
         return cls(index, counts)
 
 
-class _Observed(NamedTuple):
+class Observed(NamedTuple):
     """What the metrics look at, each (N, columns)."""
 
     channels: NDArray[Any]
@@ -182,21 +149,23 @@ class _Observed(NamedTuple):
     radius: NDArray[np.float64]
 
 
-def _observe(responses: NDArray[Any], detector: Detector) -> _Observed:
-    return _Observed(
+def observe(responses: NDArray[Any], detector: Detector) -> Observed:
+    """What the metrics look at of (N, R, K) responses."""
+    return Observed(
         channel_sums(responses, detector),
         shower_centre(responses, detector),
         containment_radius(responses, detector)[:, None],
     )
 
 
-def _compare(observed: _Observed, generated: NDArray[Any], test: Events) -> dict[str, float]:
+def compare(observed: Observed, generated: NDArray[Any], test: Events) -> dict[str, float]:
+    """As :func:`evaluate`, of test responses that have been looked at already."""
     if len(generated) != len(test):
         raise ValueError(
             f"generated: expected {len(test)} responses, one for each test response, "
             f"got {len(generated)}"
         )
-    found = _observe(generated, test.detector)
+    found = observe(generated, test.detector)
     metrics = {"WS": _wasserstein(observed.channels, found.channels)}
     if not has_repeats(test):
         return metrics
@@ -212,7 +181,7 @@ def _compare(observed: _Observed, generated: NDArray[Any], test: Events) -> dict
     return metrics
 
 
-def _shape_statistics(observed: _Observed, groups: _Groups) -> dict[str, NDArray[np.float64]]:
+def _shape_statistics(observed: Observed, groups: _Groups) -> dict[str, NDArray[np.float64]]:
     return {
         "centre": _means(observed.centre, groups),
         "centre_variance": _variances(observed.centre, groups),

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Split
 from zdc_nb.evaluation.baselines import RESIMULATED
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
 from zdc_nb.params import SETUPS, SUBSETS
@@ -35,15 +35,16 @@ SHAPE_MODELS = ("reference", "teacher", "bs", "bs+ch+div")
 """Rows of Table 2."""
 
 
-def dataset_sizes(subset: str, train: Events, validation: Events, test: Events) -> pd.DataFrame:
+def dataset_sizes(subset: str, split: Split) -> pd.DataFrame:
     """How many responses, and how many unique particles, each part of a subset's split holds.
 
-    A row for each part, with the columns subset, part (train, validation, test), responses and
-    particles.
+    A row for each part, with the columns subset, part (train, validation, test and, split by
+    particle, reserved), responses and particles.
     """
-    parts = {"train": train, "validation": validation, "test": test}
     rows = [
-        (subset, name, len(part), len(np.unique(part.particle))) for name, part in parts.items()
+        (subset, name, len(part), len(np.unique(part.particle)))
+        for name, part in split._asdict().items()
+        if name != "reserved" or part is not split.train
     ]
     return pd.DataFrame(rows, columns=["subset", "part", "responses", "particles"])
 
@@ -54,7 +55,7 @@ def table1(evaluations: pd.DataFrame, models: Sequence[str] = MODELS) -> pd.Data
     Parameters
     ----------
     evaluations
-        tidy frame of :func:`~zdc_nb.evaluation.metrics.evaluate_runs`, of any number of subsets and models.
+        tidy frame of :func:`~zdc_nb.evaluation.generations.evaluate_runs`, of any number of subsets and models.
     models
         which models to show; those that ``evaluations`` does not have are passed over.
 
@@ -96,7 +97,7 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
     Parameters
     ----------
     evaluations
-        tidy frame of :func:`~zdc_nb.evaluation.metrics.evaluate_runs`, the baseline with all runs that the others have.
+        tidy frame of :func:`~zdc_nb.evaluation.generations.evaluate_runs`, the baseline with all runs that the others have.
     baseline
         the model to compare with.
 

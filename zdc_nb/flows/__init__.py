@@ -11,6 +11,7 @@ from zdc_nb.flows.maf_iaf import (
     Teacher,
 )
 from zdc_nb.flows.splines import rational_quadratic_spline
+from zdc_nb.flows.splitting import SplitCounts, SplittingFlow
 
 __all__ = [
     "ConditionalSplineAutoregressive",
@@ -18,6 +19,8 @@ __all__ = [
     "FlowTrace",
     "Made",
     "SplineAutoregressive",
+    "SplitCounts",
+    "SplittingFlow",
     "Student",
     "Teacher",
     "rational_quadratic_spline",

@@ -1,4 +1,4 @@
-"""Where trainings begin: a teacher at independent fibres, a student at its teacher."""
+"""Where trainings begin: a teacher at independent dimensions, a student at its teacher."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from torch import Tensor
 
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.flows.splines import IDENTITY_DERIVATIVE, MIN_FRACTION
+from zdc_nb.flows.splitting import SplittingFlow
 
-__all__ = ["marginal_parameters", "start_from_marginals", "start_from_teacher"]
+__all__ = [
+    "marginal_parameters",
+    "start_from_centres",
+    "start_from_marginals",
+    "start_from_teacher",
+]
 
 
 def marginal_parameters(x: Tensor, bins: int, bound: float) -> Tensor:
@@ -84,3 +90,24 @@ def start_from_teacher(student: Student, teacher: Teacher, *, everything: bool) 
         mine.last.load_state_dict(theirs.last.state_dict())
         if mine.context_network is not None and theirs.context_network is not None:
             mine.context_network.load_state_dict(theirs.context_network.state_dict())
+
+
+@torch.no_grad()
+def start_from_centres(flow: SplittingFlow, centres: Tensor, contexts: Tensor) -> None:
+    """Start a splitting flow's aim at a straight line through the centres of training responses.
+
+    Parameters
+    ----------
+    centres
+        (N, 2) row and column of the shower centre, fibre units.
+    contexts
+        (N, C + 3) of the same responses; those of slopes far from the rest are left out.
+    """
+    slopes = contexts[:, -3:-1].to(torch.float64)
+    near = (slopes.abs() < 3).all(1)
+    # fibre (0, 0) stands half a fibre from the edge
+    height = (centres[near].to(torch.float64) + 0.5) / flow.face.cpu()
+    for axis in range(2):
+        line = torch.stack([torch.ones_like(height[:, 0]), slopes[near, axis]], 1)
+        found = torch.linalg.lstsq(line, height[:, axis, None], driver="gelsd").solution[:, 0]
+        flow.aim_offset[axis], flow.aim_scale[axis] = found[0], found[1]

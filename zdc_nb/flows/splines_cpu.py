@@ -440,7 +440,7 @@ _intrinsic: Any = intrinsic(prefer_literal=True)
 
 
 @_intrinsic
-def _evaluate_tile(
+def evaluate_tile(
     typing_context, bins, inverse, bound, parameters, start, step, values, at, images, logs
 ):
     """One vector of ``images`` and ``logs``, at the offset of the ``values`` they belong to."""
@@ -611,8 +611,8 @@ def _add_scaled_tile(typing_context, target, to, factor, source, at):
     return signature, generate
 
 
-_JIT: dict[str, Any] = {"error_model": "numpy", "cache": True, "nogil": True}
-_VECTOR_BYTES = 64
+COMPILE: dict[str, Any] = {"error_model": "numpy", "cache": True, "nogil": True}
+VECTOR_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -644,19 +644,19 @@ def _compile(function: Callable[..., None], bins: int, backwards: int) -> Callab
     # Numba keeps all closures of one function in one file of its cache, without a lock: a name for
     # each, so that processes which compile different ones at the same time do not mix them up.
     function.__qualname__ += f"_{bins}_{'inverse' if backwards else 'forward'}"
-    return numba.njit(parallel=True, **_JIT)(function)  # type: ignore[no-any-return]
+    return numba.njit(parallel=True, **COMPILE)(function)  # type: ignore[no-any-return]
 
 
 def _compile_evaluate(bins: int, backwards: int) -> Callable[..., None]:
     def evaluate(values, parameters, bound, images, logs):
         rows, count, width = parameters.shape
-        lanes = _VECTOR_BYTES // values.itemsize
+        lanes = VECTOR_BYTES // values.itemsize
         limit = values.dtype.type(bound)
         whole = width - width % lanes
         for i in numba.prange(rows):
             for j in range(0, whole, lanes):
                 start, at = i * count * width + j, i * width + j
-                _evaluate_tile(
+                evaluate_tile(
                     bins, backwards, limit, parameters, start, width, values, at, images, logs
                 )
             if whole < width:
@@ -667,7 +667,7 @@ def _compile_evaluate(bins: int, backwards: int) -> Callable[..., None]:
                 image, log = np.empty_like(value), np.empty_like(value)
                 tile[:, :left] = parameters[i, :, whole:]
                 value[:left] = values[i, whole:]
-                _evaluate_tile(bins, backwards, limit, tile, 0, lanes, value, 0, image, log)
+                evaluate_tile(bins, backwards, limit, tile, 0, lanes, value, 0, image, log)
                 images[i, whole:] = image[:left]
                 logs[i, whole:] = log[:left]
 
@@ -679,7 +679,7 @@ def _compile_differentiate(bins: int, backwards: int) -> Callable[..., None]:
         values, images, parameters, bound, grad_images, grad_logs, grad_values, grad_parameters
     ):
         rows, count, width = parameters.shape
-        lanes = _VECTOR_BYTES // values.itemsize
+        lanes = VECTOR_BYTES // values.itemsize
         limit = values.dtype.type(bound)
         whole = width - width % lanes
         for i in numba.prange(rows):
@@ -715,7 +715,7 @@ def _compile_solve_panel(bins: int, backwards: int) -> Callable[..., None]:
         location, scale, bound, inputs, logs, hidden,
     ):  # fmt: skip
         layers, units, width = sums.shape
-        lanes = _VECTOR_BYTES // sums.itemsize
+        lanes = VECTOR_BYTES // sums.itemsize
         limit = sums.dtype.type(bound)
         dims, count, _ = base.shape
         zero = sums.dtype.type(0)

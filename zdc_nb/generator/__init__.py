@@ -1,6 +1,14 @@
 """From particles to photon counts with a trained flow."""
 
-from zdc_nb.generator.encoding import ConditionScaler, decode_responses, encode_responses
+from zdc_nb.generator.encoding import (
+    ConditionScaler,
+    channel_fractions,
+    decode_responses,
+    encode_responses,
+    flow_dim,
+    split_cells,
+)
+from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
 from zdc_nb.generator.surrogate import (
     DivergenceError,
     Surrogate,
@@ -12,8 +20,14 @@ __all__ = [
     "ConditionScaler",
     "DivergenceError",
     "Surrogate",
+    "binomial_nats",
+    "channel_fractions",
     "decode_responses",
     "encode_responses",
+    "flow_dim",
+    "has_nats",
     "load_surrogate",
+    "nats_of",
     "save_surrogate",
+    "split_cells",
 ]

@@ -1,6 +1,7 @@
 r"""From photon counts and particles to the flow's variables, and back.
 
-A response becomes, fibre by fibre (Wojnar, Majerz and Dzwinel, Comput. Softw. Big Sci. 9 (2025) 1),
+In the coordinates ``fibres`` a response becomes, fibre by fibre (Wojnar, Majerz and Dzwinel, Comput.
+Softw. Big Sci. 9 (2025) 1),
 
 .. math::
 
@@ -10,11 +11,22 @@ with the photon counts n, the noise :math:`\nu` and :math:`\alpha`. All of it bu
 inverted exactly when the noised sum is known. A generated sample only comes with a photon sum, so
 the noised sum is taken to be its mean: the photon sum and :math:`\nu/2` for each of the D fibres
 of a detector, R rows of K.
+
+In the coordinates ``splits`` it becomes the D - 1 numbers
+
+.. math::
+
+    t_k = \frac{l_k + u_k}{n_k + 1},\ u_k \sim U(0, 1), \qquad x_k = \mathrm{logit}\, t_k,
+
+of the tree that cuts the face in halves (:mod:`zdc_nb.detector.splitting`): of the :math:`n_k` photons
+in box k, :math:`l_k` fall into its first half. Given the photon sum this is inverted exactly, and
+whatever x a flow draws gives whole counts that add up to the sum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +34,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zdc_nb.data.events import FEATURES, Events, impact_point
-from zdc_nb.detector.geometry import Detector
+from zdc_nb.detector import Detector, split_tree
 from zdc_nb.params import PreprocessingParams
 
 __all__ = [
     "ConditionScaler",
+    "channel_fractions",
     "counts_from_noised",
     "decode_responses",
     "encode_responses",
+    "flow_dim",
     "noised_from_flow",
     "raw_conditions",
+    "split_cells",
 ]
 
 
+def flow_dim(params: PreprocessingParams, detector: Detector) -> int:
+    """Dimensions of flow space: one for each fibre, or for each node of the tree."""
+    return detector.dim - (params.coordinates == "splits")
+
+
 def encode_responses(
-    responses: Tensor, params: PreprocessingParams, generator: torch.Generator
+    responses: Tensor, params: PreprocessingParams, detector: Detector, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Photon counts to flow space.
 
@@ -49,70 +69,44 @@ def encode_responses(
 
     Returns
     -------
-    x, noised_sum
-        (N, D) float32 in flow space and (N, 1) float64, the sums that were divided by.
+    x, total
+        (N, D) or (N, D - 1) float32 in flow space, see :func:`flow_dim`; and (N, 1) float64, the
+        noised sums that were divided by, or the photon sums.
 
     Examples
     --------
-    With the noised sum known, the way back to the noised counts is exact, and the floor of these
-    are the photons:
+    With the total known, the way back to the counts is exact:
 
+    >>> from zdc_nb.detector import ZN
     >>> params = PreprocessingParams(
-    ...     noise=0.5,
-    ...     alpha=1e-6,
+    ...     coordinates="splits",
+    ...     noise=None,
+    ...     alpha=None,
     ...     conditions="paper",
     ...     impact_grid=8,
-    ...     denoise="floor-rescale",
+    ...     denoise=None,
     ... )
     >>> responses = torch.zeros(1, 44, 44)
     >>> responses[0, 20, 20:23] = torch.tensor([7.0, 1.0, 30.0])
-    >>> x, total = encode_responses(responses, params, torch.Generator().manual_seed(1))
-    >>> noised = noised_from_flow(x, params, total).reshape(44, 44)
-    >>> noised[20, 20:23].floor().tolist()
-    [7.0, 1.0, 30.0]
+    >>> x, total = encode_responses(responses, params, ZN, torch.Generator().manual_seed(1))
+    >>> x.shape, decode_responses(x, params, total.numpy(), ZN)[0, 20, 20:23].tolist()
+    (torch.Size([1, 1935]), [7, 1, 30])
     """
-    counts = responses.flatten(1).to(torch.float64)
-    noise = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
-    noised = counts + params.noise * noise
+    flat = responses.flatten(1)
+    if params.coordinates == "splits":
+        return _split_logits(flat, detector, generator), flat.sum(1, keepdim=True).to(torch.float64)
+    noise, alpha = _fibre_values(params)
+    counts = flat.to(torch.float64)
+    noised = counts + noise * torch.rand(counts.shape, generator=generator, dtype=torch.float64)
     total = noised.sum(1, keepdim=True)
-    x = torch.logit(params.alpha + (1 - 2 * params.alpha) * noised / total)
+    x = torch.logit(alpha + (1 - 2 * alpha) * noised / total)
     return x.to(torch.float32), total
 
 
-def noised_from_flow(x: Tensor, params: PreprocessingParams, noised_sum: Tensor) -> Tensor:
-    """(N, D) in flow space to (N, D) noised counts that add up to ``noised_sum`` (N, 1).
-
-    Undoes logit and normalisation. Values that the logit cannot have made (below alpha) come out
-    slightly negative, as in the published code, which divides by the sum of absolute values.
-    """
-    fraction = (torch.sigmoid(x.to(torch.float64)) - params.alpha) / (1 - 2 * params.alpha)
-    return fraction / fraction.abs().sum(1, keepdim=True) * noised_sum
-
-
-def counts_from_noised(
-    noised: Tensor, params: PreprocessingParams, photon_sum: Tensor, detector: Detector
-) -> NDArray[np.uint16]:
-    """Remove the dequantisation noise: (N, D) noised counts to (N, R, K) photon counts.
-
-    ``floor`` undoes the noise exactly where the noised sum was exact. ``shift-floor`` subtracts
-    half the noise first. With ``-rescale`` the counts are then scaled to the photon sum (N, 1)
-    and floored again.
-    """
-    shift = params.noise / 2 if params.denoise.startswith("shift-") else 0.0
-    counts = torch.floor(noised - shift).clamp_(min=0)
-    if params.denoise.endswith("-rescale"):
-        total = counts.sum(1, keepdim=True).clamp_(min=1)
-        # in this order: a product of integers divided once is exact where it divides
-        counts = torch.floor(counts * photon_sum / total)
-    # a fibre cannot hold more than all photons; that these fit uint16 is checked on reading
-    counts = counts.clamp_(max=np.iinfo(np.uint16).max)
-    return counts.reshape(len(counts), *detector.shape).numpy().astype(np.uint16)
-
-
 def decode_responses(
-    x: Tensor, params: PreprocessingParams, photon_sum: NDArray[np.int64], detector: Detector
+    x: Tensor, params: PreprocessingParams, photon_sum: NDArray[Any], detector: Detector
 ) -> NDArray[np.uint16]:
-    """Generated samples (N, D) in flow space to (N, R, K) photon counts.
+    """Generated samples in flow space to (N, R, K) photon counts.
 
     ``photon_sum`` (N,) is the photon sum that each sample was generated for.
 
@@ -120,6 +114,7 @@ def decode_responses(
     --------
     >>> from zdc_nb.detector import ZN
     >>> params = PreprocessingParams(
+    ...     coordinates="fibres",
     ...     noise=0.5,
     ...     alpha=1e-6,
     ...     conditions="paper",
@@ -133,8 +128,122 @@ def decode_responses(
     ((1, 44, 44), 40, 40)
     """
     total = torch.as_tensor(photon_sum, dtype=torch.float64).reshape(-1, 1)
-    noised = noised_from_flow(x.cpu(), params, total + detector.dim * params.noise / 2)
+    if params.coordinates == "splits":
+        return _from_split_logits(x.cpu(), total.to(torch.int64), detector)
+    noise, _ = _fibre_values(params)
+    noised = noised_from_flow(x.cpu(), params, total + detector.dim * noise / 2)
     return counts_from_noised(noised, params, total, detector)
+
+
+# --- Fibres ---
+
+
+def _fibre_values(params: PreprocessingParams) -> tuple[float, float]:
+    """Noise and alpha of the coordinates ``fibres``."""
+    if params.noise is None or params.alpha is None:
+        raise TypeError("expected the coordinates fibres, which have noise and alpha")
+    return params.noise, params.alpha
+
+
+def noised_from_flow(x: Tensor, params: PreprocessingParams, noised_sum: Tensor) -> Tensor:
+    """(N, D) in flow space to (N, D) noised counts that add up to ``noised_sum`` (N, 1).
+
+    Undoes logit and normalisation. Values that the logit cannot have made (below alpha) come out
+    slightly negative, as in the published code, which divides by the sum of absolute values.
+    """
+    _, alpha = _fibre_values(params)
+    fraction = (torch.sigmoid(x.to(torch.float64)) - alpha) / (1 - 2 * alpha)
+    return fraction / fraction.abs().sum(1, keepdim=True) * noised_sum
+
+
+def counts_from_noised(
+    noised: Tensor, params: PreprocessingParams, photon_sum: Tensor, detector: Detector
+) -> NDArray[np.uint16]:
+    """Remove the dequantisation noise: (N, D) noised counts to (N, R, K) photon counts.
+
+    ``floor`` undoes the noise exactly where the noised sum was exact. ``shift-floor`` subtracts
+    half the noise first. With ``-rescale`` the counts are then scaled to the photon sum (N, 1)
+    and floored again.
+    """
+    noise, _ = _fibre_values(params)
+    denoise = params.denoise or "floor"
+    shift = noise / 2 if denoise.startswith("shift-") else 0.0
+    counts = torch.floor(noised - shift).clamp_(min=0)
+    if denoise.endswith("-rescale"):
+        total = counts.sum(1, keepdim=True).clamp_(min=1)
+        # in this order: a product of integers divided once is exact where it divides
+        counts = torch.floor(counts * photon_sum / total)
+    # a fibre cannot hold more than all photons; that these fit uint16 is checked on reading
+    counts = counts.clamp_(max=np.iinfo(np.uint16).max)
+    return counts.reshape(len(counts), *detector.shape).numpy().astype(np.uint16)
+
+
+# --- Splits ---
+
+_MARGIN = 2.0**-24
+"""t stays this far inside its interval, so that x in float32 leads back to the same count for all
+photon sums below 2^16."""
+
+
+def _split_logits(counts: Tensor, detector: Detector, generator: torch.Generator) -> Tensor:
+    """(N, D - 1) float32 split logits of counts (N, D)."""
+    tree = split_tree(detector.shape)
+    boxes = tree.counts(counts.cpu().numpy())
+    below = torch.from_numpy(boxes[:, tree.first]).to(torch.float64)
+    width = 1 / torch.from_numpy(boxes[:, tree.nodes] + 1).to(torch.float64)
+    uniform = torch.rand(width.shape, generator=generator, dtype=torch.float64)
+    t = below * width + _MARGIN + uniform * (width - 2 * _MARGIN)
+    return torch.logit(t).to(torch.float32)
+
+
+def _from_split_logits(x: Tensor, photon_sum: Tensor, detector: Detector) -> NDArray[np.uint16]:
+    tree = split_tree(detector.shape)
+    t = torch.sigmoid(x.to(torch.float64)).numpy()
+    boxes = np.zeros((len(x), len(tree.boxes)), np.int64)
+    boxes[:, :1] = photon_sum.numpy()
+    for level in tree.levels:
+        n, first = boxes[:, tree.nodes[level]], tree.first[level]
+        half = np.minimum(np.floor(t[:, level] * (n + 1)), n).astype(np.int64)
+        boxes[:, first], boxes[:, first + 1] = half, n - half
+    return boxes[:, tree.fibre].astype(np.uint16).reshape(-1, *detector.shape)
+
+
+def split_cells(photons: NDArray[Any], detector: Detector) -> NDArray[np.float64]:
+    """(N, D - 1) logarithms of the widths in t of the cells that counts (N, D) came from.
+
+    A density of t at a random place of its cell, times the width, is an unbiased estimate of the
+    counts' probability; the mean of its logarithm is a lower bound of that of the probability.
+    """
+    tree = split_tree(detector.shape)
+    n = tree.counts(photons)[:, tree.nodes]
+    return np.log(1 / (n + 1) - 2 * _MARGIN)
+
+
+def channel_fractions(x: Tensor, params: PreprocessingParams, detector: Detector) -> Tensor:
+    """(N, C) shares of the light in the detector's channels, differentiable, of x in flow space.
+
+    In split coordinates a box's share is the product of t, or 1 - t, on the way to it.
+    """
+    masks = torch.tensor(detector.masks.reshape(-1, detector.dim)).to(x)
+    if params.coordinates == "fibres":
+        light = torch.sigmoid(x)
+        return (light / light.sum(1, keepdim=True)) @ masks.T
+    tree = split_tree(detector.shape)
+    shares, boxes = x.new_ones(len(x), 1), [x.new_ones(len(x), 1)]
+    begin = 0  # the first box of this depth
+    for level in tree.levels:
+        parents = torch.from_numpy(tree.nodes[level] - begin).to(x.device)
+        t = torch.sigmoid(x[:, level])
+        of_nodes = shares.index_select(1, parents)
+        halves = torch.stack([of_nodes * t, of_nodes * (1 - t)], dim=2)
+        begin += shares.shape[1]
+        shares = halves.flatten(1)
+        boxes.append(shares)
+    fibres = torch.from_numpy(tree.fibre).to(x.device)
+    return torch.cat(boxes, 1).index_select(1, fibres) @ masks.T
+
+
+# --- Conditions ---
 
 
 def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.float64]:
@@ -178,12 +287,51 @@ class ConditionScaler:
     def fit(cls, train: Events, params: PreprocessingParams) -> ConditionScaler:
         """Mean and standard deviation of the raw conditions of ``train``."""
         raw = raw_conditions(train, params)
+        return cls(*_standard(raw.mean(0), raw.std(0)))
+
+    @classmethod
+    def fit_context(cls, train: Events) -> ConditionScaler:
+        """The same of what a splitting flow is told, see :meth:`context`.
+
+        Of the slopes median and half the width of the middle 68%: a few particles fly far off.
+        """
+        raw = _raw_context(train)
         mean, std = raw.mean(0), raw.std(0)
-        # relative, because a constant column's rounding leaves a tiny spread
-        constant = std <= 1e-9 * np.abs(mean)
-        return cls(mean, np.where(constant | (std == 0), 1.0, std))
+        low, mean[-2:], high = np.percentile(raw[:, -2:], (16, 50, 84), axis=0)
+        std[-2:] = (high - low) / 2
+        return cls(*_standard(mean, std))
 
     def __call__(self, events: Events, params: PreprocessingParams) -> Tensor:
         """(N, C) float32 standardised conditions of ``events``."""
-        scaled = (raw_conditions(events, params) - self.mean) / self.std
-        return torch.from_numpy(scaled.astype(np.float32))
+        return self._scale(raw_conditions(events, params))
+
+    def context(self, events: Events) -> Tensor:
+        """(N, C + 3) float32, what :class:`zdc_nb.flows.splitting.SplittingFlow` is told.
+
+        Nothing but the ten published numbers, nine features and the photon sum: these and their
+        logarithms, the side and the slopes, standardised, then the photon sum as it is.
+        """
+        total = torch.from_numpy(events.photon_sum.astype(np.float32))
+        return torch.cat([self._scale(_raw_context(events)), total[:, None]], 1)
+
+    def _scale(self, raw: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(((raw - self.mean) / self.std).astype(np.float32))
+
+
+def _standard(
+    mean: NDArray[np.float64], std: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    # relative, because a constant column's rounding leaves a tiny spread
+    constant = std <= 1e-9 * np.abs(mean)
+    return mean, np.where(constant | (std == 0), 1.0, std)
+
+
+def _raw_context(events: Events) -> NDArray[np.float64]:
+    """(N, C + 2): features, photon sum, logarithms, side; last py / abs(pz) and px / abs(pz)."""
+    photons = events.photon_sum.astype(np.float64)[:, None]
+    energy, px, py, pz = (
+        events.features[:, FEATURES.index(name), None] for name in ("energy", "px", "py", "pz")
+    )
+    along = np.maximum(np.abs(pz), 1e-6)  # GeV; pz = 0 never arrives
+    numbers = [events.features, photons, np.log1p(photons), np.log1p(energy), np.sign(pz)]
+    return np.concatenate([*numbers, py / along, px / along], axis=1)

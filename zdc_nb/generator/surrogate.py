@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zdc_nb.data.events import Events
+from zdc_nb.detector import Detector
 from zdc_nb.flows.maf_iaf import Student, Teacher
+from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import ConditionScaler, decode_responses
-from zdc_nb.params import FlowParams, PreprocessingParams, flow_of_today
+from zdc_nb.params import (
+    FlowParams,
+    PreprocessingParams,
+    SplittingFlowParams,
+    flow_of_today,
+)
 from zdc_nb.storage import save_tensors
 
 __all__ = ["DivergenceError", "Surrogate", "load_surrogate", "save_surrogate"]
@@ -35,11 +42,12 @@ class Surrogate:
     Attributes
     ----------
     flow
-        teacher or student.
+        teacher, student or splitting flow.
     architecture
         the parameters that ``flow`` was built with.
     scaler, preprocessing
-        how conditions were scaled and responses were encoded.
+        how conditions were scaled and responses were encoded; a splitting flow takes counts as
+        they are and has no ``preprocessing``.
 
     Examples
     --------
@@ -51,17 +59,33 @@ class Surrogate:
         responses = surrogate.generate(events, seed=1, batch=256)  # (N, 44, 44) photons
     """
 
-    flow: Teacher | Student
-    architecture: FlowParams
+    flow: Teacher | Student | SplittingFlow
+    architecture: FlowParams | SplittingFlowParams
     scaler: ConditionScaler
-    preprocessing: PreprocessingParams
+    preprocessing: PreprocessingParams | None
 
     def conditions(self, events: Events) -> Tensor:
-        """(N, C) standardised conditions of ``events`` on the flow's device."""
+        """(N, C) what the flow is told of ``events``, on its device."""
+        if self.preprocessing is None:
+            return self.scaler.context(events).to(self.flow.device)
         return self.scaler(events, self.preprocessing).to(self.flow.device)
 
+    @property
+    def megabytes(self) -> float:
+        """Size of the weights, which is that of the file but for a few kB of header."""
+        tensors = self.flow.state_dict().values()
+        total: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return total / 1e6
+
     def with_engine(self, engine: Literal["fused", "plain"]) -> Surrogate:
-        """A copy that computes the same numbers the other way, see :class:`FlowParams`."""
+        """A copy that computes the same numbers the other way, see :class:`FlowParams`.
+
+        ``TypeError`` for a splitting flow, which has one engine.
+        """
+        if isinstance(self.flow, SplittingFlow) or isinstance(
+            self.architecture, SplittingFlowParams
+        ):
+            raise TypeError("with_engine: expected a teacher or a student")
         architecture = self.architecture.model_copy(update={"engine": engine})
         flow = type(self.flow)(self.flow.dim, self.flow.context, architecture, seed=0)
         flow.load_state_dict(self.flow.state_dict())
@@ -91,13 +115,25 @@ class Surrogate:
         for start in bar:
             here = slice(start, start + batch)
             x = self.flow.sample(conditions[here], generator)
-            if not torch.isfinite(x).all():
+            if not self._is_whole(x, photon_sum[here]):
                 raise DivergenceError(
                     f"generate: a sample from number {start} on is not finite; "
                     "was the flow trained to the end?"
                 )
-            parts.append(decode_responses(x, self.preprocessing, photon_sum[here], events.detector))
+            parts.append(self._decode(x, photon_sum[here], events.detector))
         return np.concatenate(parts)
+
+    def _is_whole(self, x: Tensor, photon_sum: NDArray[np.int64]) -> bool:
+        if self.preprocessing is None:
+            return bool(np.array_equal(x.sum(1).cpu().numpy(), photon_sum))
+        return bool(torch.isfinite(x).all())
+
+    def _decode(
+        self, x: Tensor, photon_sum: NDArray[np.int64], detector: Detector
+    ) -> NDArray[np.uint16]:
+        if self.preprocessing is None:
+            return x.cpu().numpy().astype(np.uint16).reshape(-1, *detector.shape)
+        return decode_responses(x, self.preprocessing, photon_sum, detector)
 
 
 def save_surrogate(surrogate: Surrogate, path: Path) -> None:
@@ -109,12 +145,13 @@ def save_surrogate(surrogate: Surrogate, path: Path) -> None:
     tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
     tensors["scaler.mean"] = torch.from_numpy(surrogate.scaler.mean)
     tensors["scaler.std"] = torch.from_numpy(surrogate.scaler.std)
+    preprocessing = surrogate.preprocessing
     description = {
-        "kind": type(flow).__name__.lower(),
-        "dim": flow.dim,
+        "kind": _kind(flow),
+        "dim": flow.shape if isinstance(flow, SplittingFlow) else flow.dim,
         "context": flow.context,
         "flow": surrogate.architecture.model_dump(),
-        "preprocessing": surrogate.preprocessing.model_dump(),
+        "preprocessing": None if preprocessing is None else preprocessing.model_dump(),
     }
     save_tensors(tensors, {"description": json.dumps(description)}, path)
 
@@ -125,18 +162,34 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["description"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        kinds: dict[str, type[Teacher | Student]] = {"teacher": Teacher, "student": Student}
-        architecture = FlowParams.model_validate(flow_of_today(description["flow"]))
-        # the permutations are among the tensors: any seed will do
-        flow = kinds[description["kind"]](
-            description["dim"], description["context"], architecture, seed=0
-        )
+        flow, architecture = _build(description)
         weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
         flow.load_state_dict(weights)
         scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
-        preprocessing = PreprocessingParams.model_validate(description["preprocessing"])
+        preprocessing = _preprocessing(description["preprocessing"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a trained model of this project ({error})") from error
     # frozen, so that what is rounded of its weights is rounded once
     frozen = flow.to(device).eval().requires_grad_(False)
     return Surrogate(frozen, architecture, scaler, preprocessing)
+
+
+def _kind(flow: Teacher | Student | SplittingFlow) -> str:
+    return "splitting" if isinstance(flow, SplittingFlow) else type(flow).__name__.lower()
+
+
+def _build(description: dict[str, Any]) -> tuple[Any, FlowParams | SplittingFlowParams]:
+    """An untrained flow of a file's description, and its parameters."""
+    dim, context = description["dim"], description["context"]
+    if description["kind"] == "splitting":
+        splitting = SplittingFlowParams.model_validate(description["flow"])
+        return SplittingFlow((dim[0], dim[1]), context, splitting), splitting
+    kinds: dict[str, type[Teacher | Student]] = {"teacher": Teacher, "student": Student}
+    architecture = FlowParams.model_validate(flow_of_today(description["flow"]))
+    # the permutations are among the tensors: any seed will do
+    return kinds[description["kind"]](dim, context, architecture, seed=0), architecture
+
+
+def _preprocessing(known: dict[str, Any] | None) -> PreprocessingParams | None:
+    # files of before there was a choice of coordinates have none
+    return None if known is None else PreprocessingParams(**{"coordinates": "fibres"} | known)

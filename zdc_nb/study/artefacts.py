@@ -9,7 +9,7 @@ They lie below ``study.artifacts``::
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
-where model is ``teacher``, the name of a setup, or ``baselines``. Beside each lies ``<name>.json``
+where model is ``teacher``, the name of a setup, ``splitting``, or ``baselines``. Beside each lies ``<name>.json``
 with its SHA-256 and its provenance: the parameters that it depends on, the data's identity, and the
 checksums of the models that it came from (``data.root`` and checkpoints have theirs inside). The
 sidecar is written last: an artefact without it, or whose bytes it does not describe, is not whole.
@@ -35,6 +35,7 @@ __all__ = [
     "artefacts_of",
     "differences",
     "is_current",
+    "kind_of",
     "trained_models",
 ]
 
@@ -50,8 +51,13 @@ class MissingArtefactError(UserError, FileNotFoundError):
 
 
 def trained_models(study: Study) -> tuple[str, ...]:
-    """``teacher`` and the study's setups: the models that are trained for each subset."""
-    return ("teacher", *study.setups)
+    """``teacher``, the study's setups and ``splitting``: the models trained for each subset."""
+    return ("teacher", *study.setups, *(() if study.splitting is None else ("splitting",)))
+
+
+def kind_of(model: str) -> str:
+    """The kind of stage that makes a model: its own name, and ``student`` for a setup."""
+    return model if model in ("teacher", "splitting", "baselines") else "student"
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,13 @@ class Artefact:
 
         Raises as :meth:`described` where a model that it comes from is not there.
         """
-        kind = self.model if self.model in ("teacher", "baselines") else "student"
+        kind = kind_of(self.model)
         values = values_of(self.study, kind, self.subset)
         if kind == "student":
             values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
         if kind != "baselines" and self.kind in ("evaluation", "samples"):
-            values["evaluation"] = self.study.evaluation.model_dump(include={"runs", "batch"})
+            needed = {"runs", "classifier_runs", "batch"}
+            values["evaluation"] = self.study.evaluation.model_dump(include=needed)
             values["trained_model"] = self.of("models").described()["sha256"]
         found: dict[str, Any] = json.loads(json.dumps(values))  # as JSON gives it back: no tuples
         return found
@@ -95,8 +102,11 @@ class Artefact:
         return Artefact(self.study, kind, self.subset, model or self.model)
 
     @contextmanager
-    def write(self) -> Iterator[Path]:
-        """A temporary path that becomes the artefact if the block succeeds; then its sidecar."""
+    def write(self, **facts: float) -> Iterator[Path]:
+        """A temporary path that becomes the artefact if the block succeeds; then its sidecar.
+
+        ``facts`` are numbers to be kept there, that nothing depends on.
+        """
         provenance = self.provenance
         with write_atomically(self.path) as temporary:
             yield temporary
@@ -105,6 +115,7 @@ class Artefact:
                 "bytes": temporary.stat().st_size,
                 "sha256": checksum(temporary),
                 "made_with": provenance,
+                "facts": facts,
             }
         write_text(json.dumps(description, indent=1), self.sidecar)
 
@@ -132,6 +143,12 @@ class Artefact:
             raise ArtefactError(
                 f"{self.sidecar}: expected the checksum of {self.path.name}"
             ) from error
+
+    def fact(self, name: str) -> float | None:
+        """A number that was kept with the artefact; None where there is none."""
+        content = json.loads(self.sidecar.read_text("utf-8"))
+        value = content.get("facts", {}).get(name)
+        return None if value is None else float(value)
 
     def changes(self) -> list[str]:
         """Dotted names of what differs between its provenance and what the study has now.
@@ -163,11 +180,13 @@ class Artefact:
 
     def _how_to_make(self) -> str:
         if self.model == "baselines":
-            notebook, keys = "04_baselines", f"-p subset {self.subset}"
+            notebook, keys = "05_baselines", f"-p subset {self.subset}"
         elif self.kind in ("evaluation", "samples"):
-            notebook, keys = "05_evaluation", f"-p subset {self.subset}"
+            notebook, keys = "06_evaluation", f"-p subset {self.subset}"
         elif self.model == "teacher":
             notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
+        elif self.model == "splitting":
+            notebook, keys = "04_splitting_flow", f"-p subset {self.subset}"
         else:
             notebook = "03_student_distillation"
             keys = f"-p subset {self.subset} -p setup {self.model}"
@@ -187,6 +206,7 @@ def artefacts_of(stage: Stage) -> list[Artefact]:
     models = {
         "teacher": ("teacher",),
         "student": (str(stage.setup),),
+        "splitting": ("splitting",),
         "baselines": ("baselines",),
         "evaluation": trained_models(stage.study),
     }[stage.row.name]

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uproot
 
-from zdc_nb.data.events import Events, cap, select_subset, split_events
+from zdc_nb.data.events import (
+    PDG,
+    Events,
+    Split,
+    cap,
+    deal_particles,
+    keep_aside,
+    select_subset,
+    split_by_response,
+)
 from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
 from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
 from zdc_nb.data.simulation import VERSION, simulate
@@ -62,11 +72,18 @@ def data_identity(study: Study) -> dict[str, Any]:
     min_photons, seed and version.
     """
     if study.data.file is None:
-        return {
+        identity = {
             **study.data.model_dump(include={"responses", "repeats", "min_photons"}),
             "seed": derive_seed(study.seed, "simulation"),
             "version": VERSION,
         }
+        # only where it is asked for, so that what was simulated before stays what it is
+        if study.data.abundance:
+            identity["abundance"] = dict(sorted(study.data.abundance.items()))
+        if study.data.split == "by_particle":
+            identity["test_repeats"] = study.data.test_repeats
+            identity["test_responses"] = _test_responses(study)
+        return identity
     return _identity(study, _files(study, _made_with(study) or {}))
 
 
@@ -185,9 +202,7 @@ def _make(study: Study, progress: bool) -> None:
             fault = "is damaged" if made_with is None else "was made with other parameters"
             if path.is_file():
                 print(f"{path} {fault}: simulating again")
-            data, seed = study.data, identity["seed"]
-            events = simulate(data.responses, data.repeats, data.min_photons, seed, progress)
-            write_root([events], path, lambda: json.dumps(identity))
+            write_root(_simulate(study, progress), path, lambda: json.dumps(identity))
         return
     # files that were never read are hashed while they are
     if made_with is not None and "identity" in made_with:
@@ -200,6 +215,25 @@ def _make(study: Study, progress: bool) -> None:
         fault = "is damaged" if made_with is None else "was made from other data"
         print(f"{path} {fault}: reading {study.data.file}")
     _ingest(study, path, progress)
+
+
+def _simulate(study: Study, progress: bool) -> list[Events]:
+    """What there is to learn from and, split by particle, further particles to test on."""
+    data = study.data
+    abundance = {PDG[species]: factor for species, factor in data.abundance.items()}
+
+    def run(responses: int, repeats: int, *labels: str) -> Events:
+        seed = derive_seed(study.seed, "simulation", *labels)
+        return simulate(responses, repeats, data.min_photons, seed, progress, abundance)
+
+    if data.split == "by_response":
+        return [run(data.responses, data.repeats)]
+    assert data.test_repeats is not None
+    tested = _test_responses(study)
+    return [
+        run(data.responses - tested, data.repeats),
+        run(tested, data.test_repeats, "test"),
+    ]
 
 
 def _restamp(path: Path, made_with: str) -> None:
@@ -272,17 +306,44 @@ def _refuse_copies(files: list[_File]) -> None:
             )
 
 
-def study_split(study: Study, subset: Subset, events: Events) -> tuple[Events, Events, Events]:
-    """Training, validation and test events of one subset: selected, capped, split; all seeded.
+def study_split(study: Study, subset: Subset, events: Events) -> Split:
+    """The parts of one subset: selected, capped, split as the study says; all seeded.
 
     Raises :class:`EventFileError`, naming file and subset, where these are too few.
     """
+    data = study.data
+
+    def seed(what: str) -> int:
+        return derive_seed(study.seed, what, subset)
+
+    def thin(events: Events, caps: Mapping[Subset, int], what: str) -> Events:
+        return cap(events, caps[subset], seed(what)) if subset in caps else events
+
     try:
-        events = select_subset(events, subset)
-        if subset in study.data.max_responses:
-            seed = derive_seed(study.seed, "thin", subset)
-            events = cap(events, study.data.max_responses[subset], seed)
-        return split_events(events, study.data.split, derive_seed(study.seed, "split", subset))
+        if data.split == "by_response":
+            events = thin(select_subset(events, subset), data.max_responses, "thin")
+            return split_by_response(events, data.fractions, seed("split"))
+        of_train, of_validation, of_test = data.fractions
+        if data.file is None:
+            # the test particles come last, simulated more often
+            learned = data.responses - _test_responses(study)
+            parts = [select_subset(part, subset) for part in (events[:learned], events[learned:])]
+        else:
+            # of all species at once, so that a particle is on one side in every subset
+            sides = of_train + of_validation, of_test
+            parts = deal_particles(events, sides, derive_seed(study.seed, "split"))
+            parts = [select_subset(part, subset) for part in parts]
+        shares = np.array([of_train, of_validation]) / (of_train + of_validation)
+        learned_from = thin(parts[0], data.max_responses, "thin")
+        train, validation = deal_particles(learned_from, shares.tolist(), seed("split"))
+        assert data.reserved is not None
+        test, reserved = keep_aside(parts[1], data.reserved, seed("reserved"))
+        return Split(train, validation, thin(test, data.max_test_responses, "thin test"), reserved)
     except ValueError as error:
-        source = study.data.file or _kept(study)
+        source = data.file or _kept(study)
         raise EventFileError(f"{source}, subset {subset!r}: {error}") from error
+
+
+def _test_responses(study: Study) -> int:
+    """How many of the simulation's responses are to test particles of their own."""
+    return round(study.data.fractions[2] * study.data.responses)

@@ -4,7 +4,7 @@
 
     stage = open_stage("02_teacher_training", study="params/small.yaml", subset="all")
     teacher, history = stage.train()  # or loaded, where there is one that matches
-    stage.figure(teacher_figure(history, stage.subset), "02_teacher")
+    stage.figure(likelihood_figure(history, stage.subset), "02_teacher")
     stage.finish()
 """
 
@@ -26,20 +26,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Events, Split
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import (
-    BASELINES,
+    baseline_draws,
     baseline_evaluations,
     dataset_sizes,
     evaluate_runs,
-    matched_runs,
-    resimulated_runs,
-    unconditional_runs,
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
+from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
@@ -51,17 +49,16 @@ from zdc_nb.study.artefacts import (
     MissingArtefactError,
     artefacts_of,
     is_current,
+    kind_of,
     trained_models,
 )
 from zdc_nb.study.dataset import data_report, study_events, study_split
 from zdc_nb.study.stages import Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
-from zdc_nb.training.trainers import distil_student, train_teacher
+from zdc_nb.training.trainers import distil_student, train_splitting, train_teacher
 
 __all__ = ["Session", "open_stage"]
-
-Split = tuple[Events, Events, Events]
 
 
 def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys: str) -> Session:
@@ -133,7 +130,7 @@ class Session:
         return study_events(self.study, progress=True)
 
     def split(self, subset: str) -> Split:
-        """Training, validation and test events of a data set."""
+        """The parts of a data set: train, validation, test, reserved."""
         if subset not in self._splits:
             name = self.study.check_subset(subset)
             self._splits[subset] = study_split(self.study, name, self.events)
@@ -142,17 +139,17 @@ class Session:
     @property
     def train_events(self) -> Events:
         """Training part of the stage's data set."""
-        return self.split(self.subset)[0]
+        return self.split(self.subset).train
 
     @property
     def validation_events(self) -> Events:
         """Validation part of the stage's data set."""
-        return self.split(self.subset)[1]
+        return self.split(self.subset).validation
 
     @property
     def test_events(self) -> Events:
         """Test part of the stage's data set."""
-        return self.split(self.subset)[2]
+        return self.split(self.subset).test
 
     def left_out(self) -> pd.DataFrame:
         """Test responses and particles that the first two baselines cannot answer.
@@ -163,8 +160,8 @@ class Session:
         subsets = [self.stage.subset] if self.stage.subset else self.study.subsets
         rows = []
         for subset in subsets:
-            train, _, test = self.split(subset)
-            alone = ~np.isin(test.particle, train.particle)
+            _, _, test, reserved = self.split(subset)
+            alone = ~np.isin(test.particle, reserved.particle)
             particles = [len(np.unique(part)) for part in (test.particle, test.particle[alone])]
             rows.append((subset, len(test), particles[0], int(alone.sum()), particles[1]))
         names = ("test_responses", "test_particles", "left_out_responses", "left_out_particles")
@@ -172,7 +169,7 @@ class Session:
 
     def dataset_sizes(self) -> pd.DataFrame:
         """Responses and unique particles of each part of each data set of the study."""
-        sizes = [dataset_sizes(subset, *self.split(subset)) for subset in self.study.subsets]
+        sizes = [dataset_sizes(subset, self.split(subset)) for subset in self.study.subsets]
         return pd.concat(sizes, ignore_index=True)
 
     def what_can_be_done(self) -> str:
@@ -182,8 +179,8 @@ class Session:
         """
         found: dict[str, list[str]] = {}
         for subset in self.study.subsets:
-            train, _, test = self.split(subset)
-            for sentence in what_can_be_evaluated(train, test).left_out:
+            _, _, test, reserved = self.split(subset)
+            for sentence in what_can_be_evaluated(reserved, test).left_out:
                 found.setdefault(sentence, []).append(subset)
         if not found:
             return "Every data set can be trained on, and evaluated with all metrics and baselines."
@@ -216,12 +213,13 @@ class Session:
         A training that was stopped goes on from its checkpoint. An older model stays until the
         new one is whole.
         """
-        trained = self._trained(self.setup or "teacher", self.retrain)
+        row = self.stage.row.name
+        trained = self._trained(self.setup or row, self.retrain)
         self.retrain = False
         return trained
 
     def _trained(self, model: str, retrain: bool) -> tuple[Surrogate, pd.DataFrame]:
-        if model != "teacher":
+        if kind_of(model) == "student":
             self._require_teacher()
         found = self._artefact("models", self.subset, model)
         path = self.study.artifacts / "checkpoints" / self.subset / f"{model}.safetensors"
@@ -246,7 +244,8 @@ class Session:
             surrogate, history = trained
             with found.of("history").write() as temporary:
                 history.to_csv(temporary, index=False)
-            with found.write() as temporary:
+            seconds = history.attrs["training_seconds"]
+            with found.write(training_seconds=seconds) as temporary:
                 save_surrogate(surrogate, temporary)
             checkpoint.remove()
         return trained
@@ -254,10 +253,11 @@ class Session:
     def _train(
         self, model: str, checkpoint: Checkpoint, track: Callable[[int], Tracker]
     ) -> tuple[Surrogate, pd.DataFrame]:
-        train, validation, _ = self.split(self.subset)
+        train, validation = self.train_events, self.validation_events
         rest = (train, validation, self.study, self.subset)
-        if model == "teacher":
-            return train_teacher(*rest, progress=True, checkpoint=checkpoint, track=track)
+        alone = {"teacher": train_teacher, "splitting": train_splitting}
+        if model in alone:
+            return alone[model](*rest, progress=True, checkpoint=checkpoint, track=track)
         setup = self.study.check_setup(model)
         teacher = self.model("teacher")
         return distil_student(
@@ -314,29 +314,26 @@ class Session:
             if self.stage.row.name != "baselines":
                 raise
         self._begin()
-        train, _, test = self.split(self.subset)
-        generations, seed = self.study.evaluation.runs, self.study.seed
-        table, _ = baseline_evaluations(train, test, self.subset, generations, seed)
+        evaluation, split = self.study.evaluation, self.split(self.subset)
+        table, _ = baseline_evaluations(
+            split, self.subset, evaluation.runs, self.study.seed, evaluation.classifier_runs
+        )
+        nats = float(binomial_nats(split.train, split.test).mean())
+        table = _with_row(table, self.subset, "binomial", "nats", nats)
         with found.write() as temporary:
             table.to_csv(temporary, index=False)
         return table
 
     def baseline_look(self) -> tuple[Events, dict[str, NDArray[np.uint16]]]:
         """A few test events, and what each baseline answers them with."""
-        train, _, test = self.split(self.subset)
-        draws = dict(
-            zip(BASELINES, (resimulated_runs, matched_runs, unconditional_runs), strict=True)
-        )
-        found = {
-            name: draws[name](train, test, 1, self.study.seed)
-            for name in what_can_be_evaluated(train, test).baselines
-        }
-        # the first two leave out particles without a training response
+        _, _, test, reserved = self.split(self.subset)
+        found = baseline_draws(self.split(self.subset), 1, self.study.seed)
+        # the first two leave out particles without a further response
         least = min((baseline.test for baseline in found.values()), key=len)
         chosen = choose_examples(least, self.study.evaluation.figure_particles)
         all_rows = np.arange(len(test))
         if len(least) < len(test):
-            all_rows = np.flatnonzero(np.isin(test.particle, train.particle))
+            all_rows = np.flatnonzero(np.isin(test.particle, reserved.particle))
         return least[chosen], {
             name: next(baseline.generations)[
                 chosen if len(baseline.test) == len(least) else all_rows[chosen]
@@ -368,7 +365,11 @@ class Session:
                         np.savez_compressed(temporary, responses=generated)
                 yield generated
 
-        metrics = evaluate_runs(self.subset, name, test, generations())
+        metrics = evaluate_runs(self.subset, name, test, generations(), evaluation.classifier_runs)
+        if has_nats(surrogate):
+            seed = derive_seed(self.study.seed, "nats", self.subset)
+            nats = float(nats_of(surrogate, test, seed, evaluation.batch, progress=True).mean())
+            metrics = _with_row(metrics, self.subset, name, "nats", nats)
         with found.write() as temporary:
             metrics.to_csv(temporary, index=False)
         means = metrics.groupby("metric", sort=False)["value"].mean()
@@ -419,9 +420,18 @@ class Session:
             self._record.finish(**facts)
 
 
+def _with_row(
+    table: pd.DataFrame, subset: str, model: str, metric: str, value: float
+) -> pd.DataFrame:
+    """Tidy metrics and one more, which is the same in all runs."""
+    row = pd.DataFrame([(subset, model, metric, 0, value)], columns=table.columns)
+    return pd.concat([table, row], ignore_index=True)
+
+
 def _curves(subset: str, model: str) -> str:
     """Under which name the losses and metrics of a model are logged."""
-    return f"teacher/{subset}" if model == "teacher" else f"student/{subset}/{model}"
+    kind = kind_of(model)
+    return f"{kind}/{subset}/{model}" if kind == "student" else f"{kind}/{subset}"
 
 
 # --- What the notebook around it does ------------------------------------------------------------

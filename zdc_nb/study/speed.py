@@ -131,7 +131,7 @@ def samplers(stage: Session) -> dict[str, Callable[[int], object]]:
     published times include is not said. Particles are taken from the test split, in turn.
     """
     study, subset = stage.study, stage.study.speed.subset
-    test = stage.split(subset)[2]
+    test = stage.split(subset).test
 
     def sampler(surrogate: Surrogate) -> Callable[[int], object]:
         conditions = surrogate.conditions(test)
@@ -157,7 +157,7 @@ def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:
     ``fused`` and ``plain``.
     """
     study, subset = stage.study, stage.study.speed.subset
-    test = stage.split(subset)[2]
+    test = stage.split(subset).test
 
     def steps(engine: Literal["fused", "plain"]) -> dict[str, Callable[[int], object]]:
         teacher = stage.model("teacher", subset).with_engine(engine)
@@ -178,7 +178,7 @@ def _training_work(stage: Session) -> dict[str, int]:
     """
     work = {"teacher": 0, "student": 0}
     for subset in stage.study.subsets:
-        responses = len(stage.split(subset)[0])
+        responses = len(stage.split(subset).train)
         for model in trained_models(stage.study):
             kind = "teacher" if model == "teacher" else "student"
             epochs = int(stage.history(model, subset)["epoch"].max())

@@ -21,7 +21,13 @@ from zdc_nb.params import ParameterError, Setup, Study, Subset, project_root
 
 __all__ = ["SECTIONS_BY_SUBSET", "TABLE", "Row", "Stage", "find_stage", "stages_of", "values_of"]
 
-SECTIONS_BY_SUBSET = (("data", "max_responses"), ("teacher", "epochs"), ("student", "epochs"))
+SECTIONS_BY_SUBSET = (
+    ("data", "max_responses"),
+    ("data", "max_test_responses"),
+    ("teacher", "epochs"),
+    ("student", "epochs"),
+    ("splitting", "epochs"),
+)
 """Parameters that may be given for each subset: a stage depends on those of its own."""
 
 
@@ -102,21 +108,32 @@ TABLE: dict[str, Row] = {
             on_gpu=True,
         ),
         Row(
-            "baselines",
-            "baselines, which need no training",
-            "04_baselines",
+            "splitting",
+            "training of a splitting flow",
+            "04_splitting_flow",
             keys=("subset",),
             needs=("data",),
-            depends_on=("evaluation.runs",),
+            depends_on=("splitting",),
+            shows=("evaluation.figure_particles",),
+            artefacts=("models", "history"),
+            on_gpu=True,
+        ),
+        Row(
+            "baselines",
+            "baselines, which need no training",
+            "05_baselines",
+            keys=("subset",),
+            needs=("data",),
+            depends_on=("evaluation.runs", "evaluation.classifier_runs"),
             artefacts=("evaluation",),
         ),
         Row(
             "evaluation",
             "evaluation of all models",
-            "05_evaluation",
+            "06_evaluation",
             keys=("subset",),
-            needs=("baselines", "teacher", "student"),
-            depends_on=("evaluation.runs", "evaluation.batch"),
+            needs=("baselines", "teacher", "student", "splitting"),
+            depends_on=("evaluation.runs", "evaluation.classifier_runs", "evaluation.batch"),
             shows=("evaluation.figure_particles", "setups"),
             artefacts=("evaluation", "samples"),
             on_gpu=True,
@@ -124,7 +141,7 @@ TABLE: dict[str, Row] = {
         Row(
             "ablations",
             "ablations (Table 1)",
-            "06_ablations",
+            "07_ablations",
             needs=("evaluation",),
             shows=("subsets", "setups"),
             tables=("table1", "baselines", "relative_changes", "reference_left_out"),
@@ -132,7 +149,7 @@ TABLE: dict[str, Row] = {
         Row(
             "shower_shapes",
             "shower shapes (Table 2)",
-            "07_shower_shapes",
+            "08_shower_shapes",
             needs=("evaluation",),
             shows=("subsets", "setups", "evaluation.figure_particles"),
             tables=("table2",),
@@ -140,8 +157,8 @@ TABLE: dict[str, Row] = {
         Row(
             "speed",
             "speed, alone on all cores",
-            "08_speed",
-            needs=("teacher", "student"),
+            "09_speed",
+            needs=("teacher", "student", "splitting"),
             depends_on=("speed",),
             shows=("subsets", "setups"),
             tables=("speed", "training_speed"),
@@ -243,11 +260,13 @@ def values_of(study: Study, kind: str, subset: Subset | None) -> dict[str, Any]:
 
 
 def stages_of(study: Study) -> list[Stage]:
-    """All stages of a study, in the order of the table."""
+    """All stages of a study, in the order of the table; of a section that is null none."""
     return [stage for row in TABLE.values() for stage in _stages(study, row)]
 
 
 def _stages(study: Study, row: Row) -> Iterator[Stage]:
+    if row.name == "splitting" and study.splitting is None:
+        return
     subsets = study.subsets if "subset" in row.keys else (None,)
     setups = study.setups if "setup" in row.keys else (None,)
     for subset, setup in product(subsets, setups):
@@ -288,6 +307,8 @@ def _parameters(
     """These sections and keys of a study, of parameters by subset those of one, or of all."""
     everything = study.model_dump(mode="json")
     for section, key in SECTIONS_BY_SUBSET:
+        if everything[section] is None:
+            continue
         by_subset = everything[section][key]
         if isinstance(by_subset, dict):
             everything[section][key] = (

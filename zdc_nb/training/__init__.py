@@ -3,7 +3,6 @@
 from zdc_nb.training.checkpoints import Checkpoint, StopRequest, TrainingInterrupted
 from zdc_nb.training.losses import (
     DISTILLATION_TERMS,
-    channel_fractions,
     combined_loss,
     distillation_terms,
 )
@@ -12,6 +11,7 @@ from zdc_nb.training.trainers import (
     distil_student,
     distillation_step,
     likelihood_step,
+    train_splitting,
     train_teacher,
 )
 
@@ -22,7 +22,6 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "TrainingInterrupted",
-    "channel_fractions",
     "combined_loss",
     "distil_student",
     "distillation_step",
@@ -30,5 +29,6 @@ __all__ = [
     "likelihood_step",
     "log_metrics",
     "open_tracker",
+    "train_splitting",
     "train_teacher",
 ]

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zdc_nb.flows.maf_iaf import Flow
+from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.storage import save_tensors, sweep, write_atomically
 
 __all__ = ["Checkpoint", "Progress", "StopRequest", "TrainingInterrupted"]
@@ -54,6 +55,8 @@ class Progress:
         the best validation loss so far.
     rows
         of the history: epoch, step, split, term, value.
+    seconds
+        that the training has taken so far, all its attempts together.
     """
 
     epoch: int = 1
@@ -62,6 +65,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     best: float = math.inf
     rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
     def note(self, split: str, terms: dict[str, float]) -> None:
         """Add the terms of the loss over one split to the history."""
@@ -107,7 +111,7 @@ class Checkpoint:
     def save(
         self,
         progress: Progress,
-        flow: Flow,
+        flow: Flow | SplittingFlow,
         best: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
@@ -133,7 +137,10 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def restore(
-        self, flow: Flow, optimizer: torch.optim.Optimizer, generator: torch.Generator
+        self,
+        flow: Flow | SplittingFlow,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
     ) -> tuple[Progress, dict[str, Tensor], Tensor] | None:
         """Put the training back to where the checkpoint was made, in place.
 

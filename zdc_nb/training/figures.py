@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from zdc_nb.training.losses import DISTILLATION_TERMS
 
-__all__ = ["student_figure", "teacher_figure"]
+__all__ = ["likelihood_figure", "student_figure"]
 
 _COLOURS = {"train": "#3b6fb6", "validation": "#d1603d"}
 
@@ -22,10 +22,11 @@ _TITLES = {
 }
 
 
-def teacher_figure(history: pd.DataFrame, subset: str) -> Figure:
+def likelihood_figure(history: pd.DataFrame, title: str, unit: str = "fibre") -> Figure:
     """Negative log-likelihood by epoch, with the epoch that was kept.
 
-    ``history`` is that of :func:`zdc_nb.training.trainers.train_teacher`.
+    ``history`` is that of :func:`zdc_nb.training.trainers.train_teacher`, in nats per dimension,
+    or of :func:`zdc_nb.training.trainers.train_splitting`; ``unit`` is what a dimension is.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
@@ -38,8 +39,8 @@ def teacher_figure(history: pd.DataFrame, subset: str) -> Figure:
     epoch, value = best["epoch"].item(), best["value"].item()
     axis.axvline(epoch, color="0.5", ls=":", label=f"kept: epoch {epoch}, {value:.4f}")
     axis.set_xlabel("epoch")
-    axis.set_ylabel("-log p(x | c) (nats per fibre)")
-    axis.set_title(f"Teacher of {subset}: negative log-likelihood in flow space")
+    axis.set_ylabel(f"negative log-likelihood (nats per {unit})")
+    axis.set_title(title)
     axis.legend(frameon=False)
     return figure
 

@@ -1,11 +1,13 @@
-"""The loop that teacher and student share: encoded batches, steps, epochs, checkpoints."""
+"""The loop that all trainings share: encoded batches, steps, epochs, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,13 +17,16 @@ from tqdm import tqdm
 
 from zdc_nb.data.events import Events
 from zdc_nb.flows.maf_iaf import Flow
+from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import ConditionScaler, encode_responses
 from zdc_nb.generator.surrogate import DivergenceError
-from zdc_nb.params import PreprocessingParams, StudentParams, TeacherParams
+from zdc_nb.params import PreprocessingParams, SplittingParams, StudentParams, TeacherParams
 from zdc_nb.training.checkpoints import Checkpoint, Progress, StopRequest, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker
 
-__all__ = ["Encoded", "Fit", "learning_rate_factor", "mean_over"]
+__all__ = ["Counted", "Encoded", "Fit", "learning_rate_factor", "mean_over"]
+
+Training = TeacherParams | StudentParams | SplittingParams
 
 
 class Encoded:
@@ -36,22 +41,40 @@ class Encoded:
     ) -> None:
         self.photons = events.photons
         self.conditions = scaler(events, preprocessing).to(device)
-        self.preprocessing = preprocessing
+        self.preprocessing, self.detector = preprocessing, events.detector
 
     def __len__(self) -> int:
         return len(self.conditions)
 
     def __call__(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         counts = torch.from_numpy(self.photons[indices.numpy()].toarray().astype(np.int32))
-        x, _ = encode_responses(counts, self.preprocessing, generator)
+        x, _ = encode_responses(counts, self.preprocessing, self.detector, generator)
         return x.to(self.conditions.device), self.conditions[indices]
 
 
+class Counted:
+    """Events as batches of (photons, context), as a splitting flow takes them."""
+
+    def __init__(self, events: Events, scaler: ConditionScaler, device: torch.device) -> None:
+        self.photons = events.photons
+        self.contexts = scaler.context(events).to(device)
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.from_numpy(self.photons[indices.numpy()].toarray().astype(np.int32))
+        return counts.to(self.contexts.device), self.contexts[indices]
+
+
+Batches = TypeVar("Batches", Encoded, Counted)
+
+
 def mean_over(
-    data: Encoded,
+    data: Batches,
     batch: int,
     seed: int,
-    terms: Callable[[Encoded, Tensor, torch.Generator], dict[str, Tensor]],
+    terms: Callable[[Batches, Tensor, torch.Generator], dict[str, Tensor]],
     pause: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Terms averaged over ``data``, with the same noise at every call; pauses between batches."""
@@ -65,7 +88,7 @@ def mean_over(
 
 
 def learning_rate_factor(
-    params: TeacherParams | StudentParams, epochs: int, steps_per_epoch: int
+    params: Training, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
     """The factor of the learning rate by the number of steps that are done."""
     total = epochs * steps_per_epoch
@@ -89,23 +112,25 @@ class Fit:
 
     def __init__(
         self,
-        flow: Flow,
-        params: TeacherParams | StudentParams,
+        flow: Flow | SplittingFlow,
+        params: Training,
         epochs: int,
         n: int,
         what: str,
         seed: int,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self.flow, self.params, self.n, self.what = flow, params, n, what
+        self.flow, self.params, self.all, self.what = flow, params, n, what
+        self.n = min(n, params.epoch_responses or n)
         self.checkpoint = checkpoint
-        self.epochs, self.steps = epochs, epochs * math.ceil(n / params.batch)
-        self.lr_factor = learning_rate_factor(params, epochs, math.ceil(n / params.batch))
+        steps_per_epoch = math.ceil(self.n / params.batch)
+        self.epochs, self.steps = epochs, epochs * steps_per_epoch
+        self.lr_factor = learning_rate_factor(params, epochs, steps_per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.Adam(flow.parameters(), lr=params.learning_rate, fused=True)
         self.at, self.best = Progress(), dict[str, Tensor]()
-        self.order = torch.randperm(n, generator=self.generator)
-        self.stop = StopRequest()
+        self.order = self._shuffled()
+        self.stop, self.clock = StopRequest(), time.monotonic()
         if checkpoint and (found := checkpoint.restore(flow, self.optimizer, self.generator)):
             self.at, self.best, self.order = found
             print(f"{what}: going on from step {self.at.step} of {self.steps}", flush=True)
@@ -119,9 +144,11 @@ class Fit:
     ) -> pd.DataFrame:
         """Minimise ``loss(indices, generator)["loss"]``; ``validate`` calls back between batches.
 
-        Returns the history; the flow has the weights of the best epoch then.
+        Returns the history; the flow has the weights of the best epoch then. Its ``attrs`` say from
+        which step the training went on, and how many seconds it took in all.
         """
         at, began = self.at, self.at.step
+        self.clock = time.monotonic()
         bar = tqdm(
             total=self.steps,
             initial=began,
@@ -152,6 +179,7 @@ class Fit:
         self.flow.load_state_dict(self.best)
         history = pd.DataFrame(at.rows)
         history.attrs["resumed_from_step"] = began
+        history.attrs["training_seconds"] = at.seconds
         return history
 
     def _step(self, terms: dict[str, Tensor], share: float) -> None:
@@ -179,8 +207,11 @@ class Fit:
             at.best = validation_loss
             self.best = {name: value.clone() for name, value in self.flow.state_dict().items()}
         at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
-        self.order = torch.randperm(self.n, generator=self.generator)
+        self.order = self._shuffled()
         self._pause()
+
+    def _shuffled(self) -> Tensor:
+        return torch.randperm(self.all, generator=self.generator)[: self.n]
 
     def _pause(self) -> None:
         """Between two batches: save where it is time to, and stop where told to."""
@@ -195,6 +226,8 @@ class Fit:
             )
 
     def _save(self) -> None:
+        now = time.monotonic()
+        self.at.seconds, self.clock = self.at.seconds + now - self.clock, now
         if self.checkpoint:
             self.checkpoint.save(
                 self.at, self.flow, self.best, self.optimizer, self.generator, self.order

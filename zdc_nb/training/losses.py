@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from zdc_nb.detector import Detector
 from zdc_nb.flows.maf_iaf import Student, Teacher
 
-__all__ = ["DISTILLATION_TERMS", "channel_fractions", "combined_loss", "distillation_terms"]
+__all__ = ["DISTILLATION_TERMS", "combined_loss", "distillation_terms"]
 
 DISTILLATION_TERMS = (
     "end_data",
@@ -23,13 +24,6 @@ DISTILLATION_TERMS = (
 latent loop, the outputs of every block in between, and the MADE outputs; and the channel loss."""
 
 
-def channel_fractions(x: Tensor, detector: Detector) -> Tensor:
-    """(N, C) shares of the light in the detector's channels, from flow space x (N, D) (for eq. 2)."""
-    light = torch.sigmoid(x)
-    masks = torch.tensor(detector.masks.reshape(-1, detector.dim)).to(x)
-    return (light / light.sum(1, keepdim=True)) @ masks.T
-
-
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """(N,) squared differences of (D, N), averaged over dimensions."""
     return (a - b).square().mean(0)
@@ -41,7 +35,12 @@ def _average(each: list[Tensor], n: int) -> Tensor:
 
 
 def distillation_terms(
-    teacher: Teacher, student: Student, x: Tensor, z: Tensor, condition: Tensor, detector: Detector
+    teacher: Teacher,
+    student: Student,
+    x: Tensor,
+    z: Tensor,
+    condition: Tensor,
+    shares_of: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """The terms of :data:`DISTILLATION_TERMS` for each sample, (N,) each.
 
@@ -52,8 +51,8 @@ def distillation_terms(
         z -(student)-> x' -(teacher)-> z'.
     condition
         (N, C), of both loops.
-    detector
-        whose channels are compared.
+    shares_of
+        the channels' shares (N, C) of the light of x, which are compared.
     """
     n = len(x)
     with torch.no_grad():
@@ -63,7 +62,7 @@ def distillation_terms(
     copy = [end[:, :n] for end in both.ends]
     drawn = [end[:, n:] for end in both.ends]
     back = teacher.trace(drawn[0].T, condition, match=(both, n))
-    shares = [channel_fractions(light, detector) for light in (copy[0].T, x)]
+    shares = [shares_of(light) for light in (copy[0].T, x)]
     channels = (shares[0] - shares[1]).square().sum(1)
 
     def between(a: list[Tensor], b: list[Tensor]) -> Tensor:

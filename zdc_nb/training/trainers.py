@@ -1,4 +1,4 @@
-"""Training: the teacher by maximum likelihood, the student by distillation."""
+"""Training: teacher and splitting flow by maximum likelihood, the student by distillation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from zdc_nb.data.events import Events
-from zdc_nb.detector import diversity_weights
-from zdc_nb.flows.initialise import start_from_marginals, start_from_teacher
+from zdc_nb.detector import diversity_weights, shower_centre
+from zdc_nb.flows.initialise import (
+    start_from_centres,
+    start_from_marginals,
+    start_from_teacher,
+)
 from zdc_nb.flows.maf_iaf import Student, Teacher
-from zdc_nb.generator.encoding import ConditionScaler
+from zdc_nb.flows.splitting import SplittingFlow
+from zdc_nb.generator.encoding import ConditionScaler, channel_fractions, flow_dim
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import (
+    PreprocessingParams,
     Setup,
     Study,
     Subset,
@@ -25,7 +31,7 @@ from zdc_nb.params import (
 from zdc_nb.training.checkpoints import (
     Checkpoint,
 )
-from zdc_nb.training.loop import Encoded, Fit, mean_over
+from zdc_nb.training.loop import Counted, Encoded, Fit, mean_over
 from zdc_nb.training.losses import combined_loss, distillation_terms
 from zdc_nb.training.tracking import Tracker
 
@@ -33,6 +39,7 @@ __all__ = [
     "distil_student",
     "distillation_step",
     "likelihood_step",
+    "train_splitting",
     "train_teacher",
 ]
 
@@ -52,7 +59,7 @@ def train_teacher(
     """Train a teacher by maximum likelihood.
 
     Noise is drawn anew in every epoch; the validation noise is always the same. The term
-    ``loss`` of the history is the negative log-likelihood in nats per fibre.
+    ``loss`` of the history is the negative log-likelihood in nats per dimension.
 
     Parameters
     ----------
@@ -78,7 +85,7 @@ def train_teacher(
     scaler = ConditionScaler.fit(train, study.preprocessing)
     seed = derive_seed(study.seed, "teacher", subset)
     torch.manual_seed(seed)
-    dim = train.detector.dim
+    dim = flow_dim(study.preprocessing, train.detector)
     flow = Teacher(dim, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
     data = Encoded(train, scaler, study.preprocessing, device)
     if study.flow.initialise == "data":
@@ -156,12 +163,15 @@ def distil_student(
     data = Encoded(train, teacher.scaler, study.preprocessing, device)
     held_out = Encoded(validation, teacher.scaler, study.preprocessing, device)
 
+    def shares_of(x: Tensor) -> Tensor:
+        return channel_fractions(x, study.preprocessing, train.detector)
+
     def terms_of(
         data: Encoded, indices: Tensor, generator: torch.Generator, weights: Tensor
     ) -> dict[str, Tensor]:
         x, condition = data(indices, generator)
         z = torch.randn(x.shape, generator=generator).to(device)
-        terms = distillation_terms(teacher_flow, student, x, z, condition, train.detector)
+        terms = distillation_terms(teacher_flow, student, x, z, condition, shares_of)
         loss = combined_loss(terms, weights[indices].to(device), channel_weight)
         return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
@@ -184,6 +194,54 @@ def distil_student(
         track,
     )
     return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history
+
+
+# --- Splitting flow -----------------------------------------------------------------------------
+
+
+def train_splitting(
+    train: Events,
+    validation: Events,
+    study: Study,
+    subset: Subset,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    track: Callable[[int], Tracker] | None = None,
+) -> tuple[Surrogate, pd.DataFrame]:
+    """Train a splitting flow by maximum likelihood of the counts themselves, without noise.
+
+    The term ``loss`` of the history is the negative exact log-likelihood in nats per fibre. The
+    rest is as in :func:`train_teacher`; ``TypeError`` where the study has no splitting flow.
+    """
+    params = study.splitting
+    if params is None:
+        raise TypeError("train_splitting: the study has no splitting flow")
+    device = choose_device(study.device)
+    scaler = ConditionScaler.fit_context(train)
+    seed = derive_seed(study.seed, "splitting", subset)
+    torch.manual_seed(seed)
+    detector = train.detector
+    contexts = scaler.context(train)
+    flow = SplittingFlow(detector.shape, contexts.shape[1], params.flow)
+    some = np.random.default_rng(seed).permutation(len(train))[:4096]
+    centres = shower_centre(train[some].responses, detector)
+    start_from_centres(flow, torch.from_numpy(centres), contexts[some])
+    flow.to(device)
+    data, held_out = Counted(train, scaler, device), Counted(validation, scaler, device)
+
+    def nll(data: Counted, indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": -flow.log_prob(*data(indices)).mean() / detector.dim}
+
+    fit = Fit(
+        flow, params, params.epochs_for(subset), len(train), f"splitting {subset}", seed, checkpoint
+    )
+    history = fit.run(
+        lambda indices, generator: nll(data, indices, generator),
+        lambda pause: mean_over(held_out, params.batch, seed, nll, pause),
+        progress,
+        track,
+    )
+    return Surrogate(flow, params.flow, scaler, None), history
 
 
 # --- Single steps, to be timed ------------------------------------------------------------------
@@ -211,12 +269,22 @@ def distillation_step(
     if not (isinstance(teacher_flow, Teacher) and isinstance(flow, Student)):
         raise TypeError("distillation_step: expected a teacher and a student")
     teacher_flow.eval().requires_grad_(False)
+    preprocessing = _encoded(student)
+
+    def shares_of(x: Tensor) -> Tensor:
+        return channel_fractions(x, preprocessing, events.detector)
 
     def loss(x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
-        terms = distillation_terms(teacher_flow, flow, x, z, condition, events.detector)
+        terms = distillation_terms(teacher_flow, flow, x, z, condition, shares_of)
         return combined_loss(terms, torch.ones(len(x), device=x.device), 0.0)
 
     return _step(student, events, seed, loss)
+
+
+def _encoded(surrogate: Surrogate) -> PreprocessingParams:
+    if surrogate.preprocessing is None:
+        raise TypeError("expected a teacher or a student, whose responses are encoded")
+    return surrogate.preprocessing
 
 
 def _step(
@@ -226,7 +294,7 @@ def _step(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Callable[[int], Tensor]:
     flow = surrogate.flow.train()
-    data = Encoded(events, surrogate.scaler, surrogate.preprocessing, flow.device)
+    data = Encoded(events, surrogate.scaler, _encoded(surrogate), flow.device)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6, fused=True)
 
