@@ -19,6 +19,8 @@ from zdc_nb.evaluation.conclusions import (
     baseline_findings,
     evaluation_findings,
     kept_terms,
+    likeness_findings,
+    model_findings,
     shape_findings,
 )
 from zdc_nb.evaluation.figures import (
@@ -26,6 +28,7 @@ from zdc_nb.evaluation.figures import (
     choose_examples,
     importance_figure,
     loss_terms_figure,
+    model_figure,
     particle_figure,
     results_table,
     sample_figure,
@@ -36,9 +39,13 @@ from zdc_nb.evaluation.figures import (
 from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
 from zdc_nb.evaluation.tables import (
+    COSTS,
     MODELS,
     SHAPE_MODELS,
+    TRAINED,
     dataset_sizes,
+    model_pivot,
+    model_table,
     published_table,
     relative_changes,
     table1,
@@ -47,10 +54,12 @@ from zdc_nb.evaluation.tables import (
 
 __all__ = [
     "BASELINES",
+    "COSTS",
     "METRICS",
     "MODELS",
     "QUANTITIES",
     "SHAPE_MODELS",
+    "TRAINED",
     "Baseline",
     "EvaluationError",
     "Possible",
@@ -68,8 +77,13 @@ __all__ = [
     "evaluation_findings",
     "importance_figure",
     "kept_terms",
+    "likeness_findings",
     "loss_terms_figure",
     "matched_runs",
+    "model_figure",
+    "model_findings",
+    "model_pivot",
+    "model_table",
     "particle_figure",
     "published_table",
     "relative_changes",

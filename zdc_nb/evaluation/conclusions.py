@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from zdc_nb.evaluation.baselines import RESIMULATED
+from zdc_nb.evaluation.tables import TRAINED
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "baseline_findings",
     "evaluation_findings",
     "kept_terms",
+    "likeness_findings",
     "listed_names",
+    "model_findings",
     "shape_findings",
 ]
 
@@ -103,7 +106,7 @@ def _ablation_sentences(
     table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame
 ) -> Iterator[str]:
     ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
-    trained = [model for model in mae if model in {"teacher", *SETUPS}]
+    trained = [model for model in mae if model in TRAINED]
     floors = _means(baselines, "MAE_cw").reindex(columns=[*RESIMULATED]).dropna()
     known = floors.index.intersection(mae.index, sort=False)
     if len(mae):
@@ -262,7 +265,7 @@ def evaluation_findings(table: pd.DataFrame) -> str:
 def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
     for metric, part in table.groupby("metric", sort=False):
         mean = part.set_index("model")["mean"]
-        trained = mean[[model for model in mean.index if model in {"teacher", *SETUPS}]]
+        trained = mean[[model for model in mean.index if model in TRAINED]]
         text = (
             f"**{metric}**: the best is {trained.idxmin()} with {trained.min():.3g}, the worst "
             f"{trained.idxmax()} with {trained.max():.3g}"
@@ -273,3 +276,78 @@ def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
         blind = trained.index[trained >= mean["ignorant"]]
         text += f". No better than `ignorant` ({mean['ignorant']:.3g}): {listed_names(blind)}."
         yield text
+
+
+_BELOW = 0.01
+"""An AUC this close to the floor's is not told apart from it: so much it varies by chance."""
+
+_RATIOS = ("WS", "MAE_c", "MAE_cw", "centre", "radius")
+"""Metrics of a model that are told as multiples of the floor's."""
+
+
+def likeness_findings(table: pd.DataFrame) -> str:
+    """What AUC and nats say of the models of one data set, as a Markdown list.
+
+    ``table`` is that of :func:`~zdc_nb.evaluation.tables.model_table`, of one subset.
+    """
+    return as_list(_likeness_sentences(table))
+
+
+def _likeness_sentences(table: pd.DataFrame) -> Iterator[str]:
+    auc = table[table["metric"] == "AUC"].set_index("model")["mean"]
+    trained = auc[[model for model in auc.index if model in TRAINED]].sort_values()
+    if len(trained) == 0:
+        yield "**AUC**: the test part is too small for a classifier."
+    else:
+        text = "**AUC** of a classifier that looks for generated responses (0.5: it cannot tell): "
+        text += ", ".join(f"{model} {value:.3f}" for model, value in trained.items())
+        if "reference+sum" in auc:
+            floor = auc["reference+sum"]
+            near = trained.index[trained <= floor + _BELOW]
+            text += (
+                f". New simulations scaled to the photon sum have {floor:.3f}; within "
+                f"{_BELOW:g} of that, or below: {listed_names(near)}"
+            )
+        yield f"{text}."
+    nats = table[table["metric"] == "nats"].set_index("model")["mean"]
+    if {"binomial"} < set(nats.index):
+        others = nats.drop("binomial").sort_values()
+        worse = others.index[others >= nats["binomial"]]
+        yield (
+            "**Nats** per response (-log P, less is better; exact for splitting, an upper bound for "
+            "teacher and students): "
+            + ", ".join(f"{model} {value:.1f}" for model, value in others.items())
+            + f". Binomials of fixed shares have {nats['binomial']:.1f}; no better than these: "
+            f"{listed_names(worse)}."
+        )
+
+
+def model_findings(table: pd.DataFrame) -> str:
+    """How every trained model does beside the floor, on every data set, as a Markdown list.
+
+    ``table`` is that of :func:`~zdc_nb.evaluation.tables.model_table`.
+    """
+    return as_list(_model_sentences(table))
+
+
+def _model_sentences(table: pd.DataFrame) -> Iterator[str]:
+    values = table.pivot(index=["subset", "model"], columns="metric", values="mean")
+    models = [model for model in TRAINED if (table["model"] == model).any()]
+    for model in models:
+        parts = []
+        for subset in _subsets(table):
+            if (subset, model) not in values.index:
+                continue
+            mine = values.xs((subset, model)).dropna()
+            text = f"{subset}"
+            if (subset, "reference+sum") in values.index:
+                floor = values.xs((subset, "reference+sum"))
+                ratios = {name: mine[name] / floor[name] for name in _RATIOS if name in mine}
+                worst = max(ratios, key=lambda name: ratios[name])
+                if "AUC" in mine:
+                    text += f" AUC {mine['AUC'] - floor['AUC']:+.3f},"
+                text += f" at worst {ratios[worst]:.2f} times the floor ({worst})"
+            elif "AUC" in mine:
+                text += f" AUC {mine['AUC']:.3f}"
+            parts.append(text)
+        yield f"**{model}** beside `reference+sum`: {'; '.join(parts)}."

@@ -23,6 +23,7 @@ from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
+from zdc_nb.evaluation.tables import TRAINED
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "choose_examples",
     "importance_figure",
     "loss_terms_figure",
+    "model_figure",
     "particle_figure",
     "results_table",
     "sample_figure",
@@ -48,6 +50,8 @@ COLOURS = {
     "bs+ch": "#de8f05",
     "bs+ch+div": "#d55e00",
     "student": "#d55e00",
+    "splitting": "#029e73",
+    "binomial": "#949494",
 }
 MARKERS = {
     "reference": "_",
@@ -58,6 +62,7 @@ MARKERS = {
     "bs+div": "v",
     "bs+ch": "^",
     "bs+ch+div": "D",
+    "splitting": "*",
 }
 
 OURS, THEIRS = "this study", "published, other data"
@@ -174,12 +179,53 @@ def _metrics(table: pd.DataFrame) -> list[str]:
     return [metric for metric in METRICS if (table["metric"] == metric).any()]
 
 
+def model_figure(table: pd.DataFrame) -> Figure:
+    """How far every trained model is from the floor, by data set: ratios, and the AUC itself.
+
+    ``table`` is that of :func:`~zdc_nb.evaluation.tables.model_table`.
+    """
+    metrics = [name for name in ("WS", "MAE_cw", "centre", "radius") if name in set(table.metric)]
+    subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+    models = [model for model in TRAINED if (table["model"] == model).any()]
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, squeeze=False).ravel()
+    floor = table[table["model"] == "reference+sum"].set_index(["subset", "metric"])["mean"]
+    keys = pd.MultiIndex.from_frame(table[["subset", "metric"]])
+    ratio = table.assign(mean=table["mean"] / floor.reindex(keys).to_numpy(), std=0.0)
+    auc = table[table["metric"] == "AUC"].fillna({"std": 0.0})
+    _dodged(axes[0], auc, subsets, models, "mean", "std")
+    _steps(axes[0], floor.xs("AUC", level="metric") if len(auc) and len(floor) else floor, subsets)
+    axes[0].set(
+        title="AUC of a classifier; bar: new simulations", ylabel="AUC (0.5: not told apart)"
+    )
+    for axis, metric in zip(axes[1:], metrics, strict=False):
+        chosen = ratio[(ratio["metric"] == metric) & ratio["mean"].notna()]
+        _dodged(axis, chosen, subsets, models, "mean", "std")
+        axis.axhline(1, color=COLOURS["reference+sum"], linewidth=2)
+        axis.set(title=metric, ylabel=f"{metric} / that of new simulations")
+        _logarithmic(axis)
+    for axis in axes[1 + len(metrics) :]:
+        axis.remove()
+    _finish_groups(figure, axes[: 1 + len(metrics)].reshape(1, -1), subsets)
+    figure.suptitle(
+        "How far from new simulations of the same particles, scaled to the photon sum (reference+sum)"
+    )
+    return figure
+
+
+def _steps(axis: Axes, values: pd.Series, subsets: Sequence[str]) -> None:
+    """A short bar at the floor's value for each subset that has one."""
+    for place, subset in enumerate(subsets):
+        if subset in values.index:
+            axis.hlines(values[subset], place - 0.4, place + 0.4, color="0.75", linewidth=3)
+
+
 def changes_figure(changes: pd.DataFrame) -> Figure:
     """Relative change of each metric of teacher and setups against ``bs``, with its uncertainty."""
     metrics = _metrics(changes)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)
-    changes = changes[changes["model"].isin(["teacher", *SETUPS])]
+    changes = changes[changes["model"].isin(TRAINED)]
     subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
     models = list(dict.fromkeys(changes["model"]))
     for axis, metric in zip(axes[0], metrics, strict=True):

@@ -21,18 +21,29 @@ from zdc_nb.params import SETUPS, SUBSETS
 __all__ = [
     "MODELS",
     "SHAPE_MODELS",
+    "TRAINED",
     "dataset_sizes",
+    "model_pivot",
+    "model_table",
     "published_table",
     "relative_changes",
     "table1",
     "table2",
 ]
 
-MODELS = ("reference", "ignorant", "teacher", *SETUPS)
+TRAINED = ("teacher", *SETUPS, "splitting")
+"""Models that are trained."""
+
+MODELS = ("reference", "ignorant", *TRAINED)
 """Rows of Table 1."""
 
-SHAPE_MODELS = ("reference", "teacher", "bs", "bs+ch+div")
+SHAPE_MODELS = ("reference", "reference+sum", "teacher", "bs", "bs+ch+div", "splitting")
 """Rows of Table 2."""
+
+
+COSTS = ("train_seconds", "ms_per_sample", "megabytes")
+"""What a model costs: seconds of its training (a student's without its teacher's), milliseconds
+from a particle to photons at batch 256, and megabytes of its file."""
 
 
 def dataset_sizes(subset: str, split: Split) -> pd.DataFrame:
@@ -112,7 +123,7 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
     EvaluationError
         where a change is not finite, naming subset, model and metric.
     """
-    trained = evaluations["model"].isin(["teacher", *SETUPS])
+    trained = evaluations["model"].isin(TRAINED)
     shown = evaluations[evaluations["metric"].isin(METRICS) & trained]
     base = shown[shown["model"] == baseline].drop(columns="model")
     pairs = shown[shown["model"] != baseline].merge(
@@ -130,6 +141,44 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
     )
     order = [key for key in product(SUBSETS, MODELS, METRICS) if key in changes.index]
     return require_finite(changes.loc[order].reset_index(), "change", "uncertainty")
+
+
+def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Everything that is known of every model, one tidy table.
+
+    Parameters
+    ----------
+    evaluations
+        tidy metrics (subset, model, metric, run, value) of all models and baselines.
+    costs
+        the same columns, with the metrics of :data:`COSTS`.
+
+    Returns
+    -------
+    Columns subset, model, metric, mean, std (over the runs, ddof = 1; empty where there is one),
+    runs. Metrics are those of Table 1; ``centre`` and ``radius``, the MAE of Table 2 (fibres);
+    ``AUC``; ``nats``; and :data:`COSTS`. What a model does not have is left out.
+    """
+    renamed = {"centre MAE": "centre", "radius MAE": "radius"}
+    metrics = (*METRICS, "centre", "radius", "AUC", "nats", *COSTS)
+    every = pd.concat([evaluations, costs], ignore_index=True)
+    every = every.assign(metric=every["metric"].replace(renamed))
+    groups = require_finite(every, "value").groupby(["subset", "model", "metric"])["value"]
+    summary = groups.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
+    models = ("reference", "reference+sum", "ignorant", "binomial", *TRAINED)
+    order = [key for key in product(SUBSETS, models, metrics) if key in summary.index]
+    return summary.loc[order].reset_index()
+
+
+def model_pivot(table: pd.DataFrame) -> pd.DataFrame:
+    """Means of :func:`model_table`: a row for each subset and model, a column for each metric."""
+    columns = [name for name in dict.fromkeys(table["metric"]) if name != "nats"]
+    position = columns.index("AUC") + 1 if "AUC" in columns else len(columns)
+    if (table["metric"] == "nats").any():
+        columns.insert(position, "nats")
+    order = pd.MultiIndex.from_frame(table[["subset", "model"]].drop_duplicates())
+    means = table.pivot(index=["subset", "model"], columns="metric", values="mean")
+    return means.reindex(order)[columns]
 
 
 def published_table(number: Literal[1, 2]) -> pd.DataFrame:

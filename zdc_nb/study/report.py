@@ -370,6 +370,8 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
     show("table1", results(1, ["metric", "model"], "subset"), "table1")
     show("table2", results(2, ["subset", "quantity", "error"], "model"), "table2")
     show("datasets", _dataset_table, "datasets")
+    show("models", lambda table: _table(evaluation.model_pivot(table).style, "{:.3g}"), "models")
+    show("models_findings", evaluation.model_findings, "models")
     show("table1_findings", evaluation.ablation_findings, *of_table1)
     show("table2_findings", evaluation.shape_findings, "table2")
     timed = ("speed", "training_speed")

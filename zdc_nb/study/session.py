@@ -35,6 +35,7 @@ from zdc_nb.evaluation import (
     evaluate_runs,
     what_can_be_evaluated,
 )
+from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
 from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
@@ -53,7 +54,7 @@ from zdc_nb.study.artefacts import (
     trained_models,
 )
 from zdc_nb.study.dataset import data_report, study_events, study_split
-from zdc_nb.study.stages import Stage, find_stage
+from zdc_nb.study.stages import TABLE, Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
 from zdc_nb.training.trainers import distil_student, train_splitting, train_teacher
@@ -297,6 +298,10 @@ class Session:
         """Loss terms of one training: epoch, step, split, term, value."""
         return pd.read_csv(self._artefact("history", subset or self.subset, name).check())
 
+    def training_seconds(self, name: str, subset: str | None = None) -> float | None:
+        """How long a training took, all its attempts together; None where it was not kept."""
+        return self._artefact("models", subset or self.subset, name).fact("training_seconds")
+
     # --- evaluation ---
 
     def look(self, model: Surrogate, chosen: Sequence[int] | NDArray[np.intp]) -> list[Any]:
@@ -376,6 +381,32 @@ class Session:
         logged = {str(metric): mean for metric, mean in means.items()}
         log_metrics(self.study, _curves(self.subset, name), logged)
         return metrics
+
+    def importances(self, names: Sequence[str]) -> pd.DataFrame:
+        """What tells the first generation of models from the test part: model, feature, importance.
+
+        No rows where the test part is too small for a classifier.
+        """
+        test, parts = self.test_events, []
+        for name in names if len(test) >= FEWEST_PAIRS else ():
+            found = two_sample_test(test, self.samples(name), seed=0, importances=True)
+            parts.append(found.importances.assign(model=name))
+        columns = ["model", "feature", "importance"]
+        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """A table that another stage has left in the reports.
+
+        Raises
+        ------
+        MissingArtefactError
+            naming it and the stage that makes it.
+        """
+        path = self.study.reports / "tables" / f"{name}.csv"
+        if not path.is_file():
+            makers = [row.notebook for row in TABLE.values() if name in row.tables]
+            raise MissingArtefactError(f"{path} is missing: run the notebook {makers[0]}")
+        return pd.read_csv(path)
 
     def metrics(self, name: str, subset: str | None = None) -> pd.DataFrame:
         """Metrics of a model: subset, model, metric, run, value."""

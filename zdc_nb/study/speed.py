@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from zdc_nb.data.events import Events
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import (
@@ -19,7 +20,7 @@ from zdc_nb.hardware import (
     time_call,
     timing_warning,
 )
-from zdc_nb.study.artefacts import trained_models
+from zdc_nb.study.artefacts import kind_of, trained_models
 from zdc_nb.study.session import Session
 from zdc_nb.training.trainers import distillation_step, likelihood_step
 
@@ -29,12 +30,16 @@ __all__ = [
     "engine_findings",
     "speed_findings",
     "speed_ratio",
+    "time_models",
     "time_sampling",
     "time_training",
 ]
 
 Sampler = Callable[[int], object]
 """Generates a batch of the given size; what it returns is not looked at."""
+
+TIMED_BATCH = 256
+"""Responses at once for which all models of a study are compared."""
 
 
 def time_sampling(
@@ -125,10 +130,10 @@ def time_training(stage: Session) -> pd.DataFrame:
 
 
 def samplers(stage: Session) -> dict[str, Callable[[int], object]]:
-    """Teacher and student of the study's ``speed``: functions that generate a batch of a given size.
+    """Models of the study's ``speed``: functions that generate a batch of a given size.
 
-    What is timed is the flow, from a condition on the device to a sample in flow space; what the
-    published times include is not said. Particles are taken from the test split, in turn.
+    What is timed is the flow, from a condition on the device to a sample in flow space, or of the
+    splitting flow to photons; what the published times include is not said. Particles are taken from the test split, in turn.
     """
     study, subset = stage.study, stage.study.speed.subset
     test = stage.split(subset).test
@@ -143,10 +148,42 @@ def samplers(stage: Session) -> dict[str, Callable[[int], object]]:
 
         return sample
 
-    return {
-        "teacher": sampler(stage.model("teacher", subset)),
-        "student": sampler(stage.model(study.speed.setup, subset)),
+    models = {
+        "teacher": stage.model("teacher", subset),
+        "student": stage.model(study.speed.setup, subset),
     }
+    if study.splitting is not None:
+        models["splitting"] = stage.model("splitting", subset)
+    return {name: sampler(model) for name, model in models.items()}
+
+
+def time_models(stage: Session) -> pd.DataFrame:
+    """What every trained model of the study costs, tidy: subset, model, metric, run, value.
+
+    The metrics are :data:`zdc_nb.evaluation.tables.COSTS`. Models of one data set take turns to
+    generate 256 responses each, from particles and photon sums to photons, after one unmeasured
+    run; a run's value is the time for one response.
+    """
+    study, rows = stage.study, []
+    for subset in study.subsets:
+        test = stage.split(subset).test
+        events = test[np.arange(TIMED_BATCH) % len(test)]
+        models = {name: stage.model(name, subset) for name in trained_models(study)}
+
+        def generate(model: Surrogate, events: Events = events) -> object:
+            return model.generate(events, study.seed, TIMED_BATCH)
+
+        for name, model in models.items():
+            time_call(partial(generate, model), stage.device)
+            rows.append((subset, name, "megabytes", 0, model.megabytes))
+            seconds = stage.training_seconds(name, subset)
+            if seconds is not None:
+                rows.append((subset, name, "train_seconds", 0, seconds))
+        for run in range(study.speed.runs):
+            for name, model in models.items():
+                taken = 1000 * time_call(partial(generate, model), stage.device) / TIMED_BATCH
+                rows.append((subset, name, "ms_per_sample", run, taken))
+    return pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
 
 
 def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:
@@ -176,13 +213,14 @@ def _training_work(stage: Session) -> dict[str, int]:
 
     A response counts once for each epoch.
     """
-    work = {"teacher": 0, "student": 0}
+    work = {"teacher": 0, "student": 0, "splitting": 0}
     for subset in stage.study.subsets:
         responses = len(stage.split(subset).train)
         for model in trained_models(stage.study):
-            kind = "teacher" if model == "teacher" else "student"
+            kind = kind_of(model)
+            params = getattr(stage.study, kind)
             epochs = int(stage.history(model, subset)["epoch"].max())
-            work[kind] += epochs * responses
+            work[kind] += epochs * min(responses, params.epoch_responses or responses)
     return work
 
 
@@ -211,10 +249,13 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
     for device, part in speed_ratio(speed).groupby("device", sort=False):
         ratios = part.set_index("batch")["ratio"]
         for batch in dict.fromkeys((ratios.index.min(), ratios.index.max())):
+            third = ""
+            if (device, "splitting", batch) in times.index:
+                third = f" The splitting flow needs {times[device, 'splitting', batch]:.3g} ms."
             yield (
                 f"On {device}, {batch} at once: the student needs "
                 f"{times[device, 'student', batch]:.3g} ms a response, the teacher "
-                f"{times[device, 'teacher', batch]:.3g} ms, {ratios[batch]:.3g} times as long."
+                f"{times[device, 'teacher', batch]:.3g} ms, {ratios[batch]:.3g} times as long.{third}"
             )
         yield (
             f"Against the teacher the student does best at batch {ratios.idxmax()} "

@@ -161,9 +161,17 @@ TABLE: dict[str, Row] = {
             needs=("teacher", "student", "splitting"),
             depends_on=("speed",),
             shows=("subsets", "setups"),
-            tables=("speed", "training_speed"),
+            tables=("speed", "training_speed", "costs"),
             on_gpu=True,
             alone=True,
+        ),
+        Row(
+            "models",
+            "all models beside each other",
+            "10_models",
+            needs=("evaluation", "speed"),
+            shows=("subsets", "setups"),
+            tables=("models",),
         ),
     )
 }
