@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import pytest
 import uproot
 
 from tests.event_sets import assert_equal, table_of, write_pair
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Events, Split
 from zdc_nb.data.readers import read_parts
 from zdc_nb.data.root import write_root
 from zdc_nb.data.simulation import simulate
 from zdc_nb.data.validation import EventFileError
-from zdc_nb.params import Study, load_study
+from zdc_nb.params import Study, derive_seed, load_study
 from zdc_nb.storage import checksum
 from zdc_nb.study import dataset as files
 from zdc_nb.study.dataset import (
@@ -412,8 +413,9 @@ def test_too_few_events_of_a_study_are_told_with_file_and_subset(
 def test_the_split_of_a_study_is_capped_seeded_and_disjoint(study: Study) -> None:
     everything = study_events(study)
     parts = study_split(with_data(study, max_responses={"all": 100}), "all", everything)
-    assert [len(part) for part in parts] == [70, 10, 20]
-    whole = study_split(with_data(study, max_responses={}), "all", everything)
+    assert [len(part) for part in parts[:3]] == [70, 10, 20]
+    assert parts.reserved is parts.train
+    whole = study_split(with_data(study, max_responses={}), "all", everything)[:3]
     assert sum(map(len, whole)) == len(everything)
     together = np.sort(np.concatenate([part.photon_sum for part in whole]))
     np.testing.assert_array_equal(together, np.sort(everything.photon_sum))
@@ -423,6 +425,76 @@ def test_the_split_of_a_study_is_capped_seeded_and_disjoint(study: Study) -> Non
         assert_equal(one, other)
     reseeded = study_split(study.model_copy(update={"seed": 1}), "n", everything)
     assert not np.array_equal(reseeded[0].responses, neutrons[0].responses)
+
+
+BY_PARTICLE = {
+    "split": "by_particle",
+    "fractions": (0.5, 0.1, 0.4),
+    "reserved": 0.6,
+    "max_responses": {},
+}
+
+
+def particles_of(parts: Split) -> list[set[int]]:
+    return [set(part.particle.tolist()) for part in parts]
+
+
+def check_split_by_particle(parts: Split) -> None:
+    train, validation, test, reserved = particles_of(parts)
+    assert not train & validation
+    assert not (train | validation) & (test | reserved)
+    assert reserved <= test
+    # of each test particle's m responses about 0.4 m are tested on, at least one
+    for particle in test:
+        tested = int((parts.test.particle == particle).sum())
+        aside = int((parts.reserved.particle == particle).sum())
+        assert tested == max(1, round(0.4 * (tested + aside)))
+
+
+def test_files_split_by_particle_share_none(study: Study) -> None:
+    everything = study_events(study)
+    write_root([everything], Path("some.root"))
+    own = with_data(study, file="some.root", **BY_PARTICLE)
+    read = study_events(own)
+    parts = study_split(own, "all", read)
+    check_split_by_particle(parts)
+    assert sum(map(len, parts)) == len(read)
+    assert abs(len(parts.train) / len(read) - 0.5) < 0.05
+    # a particle is on the same side in every data set
+    alone = particles_of(study_split(own, "n", read))
+    whole = particles_of(parts)
+    assert (alone[2] | alone[3]) <= (whole[2] | whole[3])
+    assert (alone[0] | alone[1]) <= (whole[0] | whole[1])
+    few = study_split(with_data(own, max_test_responses={"all": 30}), "all", read)
+    assert len(few.test) == 30
+    assert_equal(few.reserved, parts.reserved)
+
+
+def test_simulated_test_particles_are_others_and_simulated_more_often(study: Study) -> None:
+    own = with_data(study, responses=1500, repeats=2, test_repeats=40, **BY_PARTICLE)
+    everything = study_events(own)
+    assert len(everything) == 1500
+    parts = study_split(own, "all", everything)
+    check_split_by_particle(parts)
+    assert len(parts.test) + len(parts.reserved) == 600
+    often = np.unique(parts.reserved.particle, return_counts=True)[1].max()
+    assert np.unique(parts.train.particle, return_counts=True)[1].max() <= 2 < often
+    # what there is to learn from is not changed by how much is tested
+    alone = simulate(900, 2, own.data.min_photons, derive_seed(own.seed, "simulation"))
+    learned = np.sort(np.concatenate([parts.train.photon_sum, parts.validation.photon_sum]))
+    np.testing.assert_array_equal(np.sort(alone.photon_sum), learned)
+
+
+def test_rare_species_come_as_often_as_asked(study: Study) -> None:
+    plain = study_events(with_data(study, responses=3000, repeats=1))
+    more = study_events(with_data(study, responses=3000, repeats=1, abundance={"sigma+": 40.0}))
+    found = [int((events.pdg == 3222).sum()) for events in (plain, more)]
+    # of photons alone 60 in 99.5 come, and few leave light: the share among kept responses
+    share = found[0] / 3000
+    expected = 3000 * 40 * share / (1 + 39 * share)
+    assert found[0] > 5
+    assert abs(found[1] - expected) < 5 * math.sqrt(40 * expected)
+    assert data_identity(with_data(study, abundance={})) == data_identity(study)
 
 
 def test_events_that_are_made_again_have_the_same_digest(study: Study) -> None:

@@ -13,13 +13,17 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
-from tests.projects import ROOT, new_project, snakemake, write_study
+from tests.projects import ROOT, new_project, run, snakemake, write_study
 from tests.reference_table import assert_matches_reference
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES
+from zdc_nb.evaluation.tables import COSTS
 from zdc_nb.params import Study, load_study
 from zdc_nb.study import stages_of
+from zdc_nb.study.artefacts import MissingArtefactError
+from zdc_nb.study.changes import changes_table, load_changes
 from zdc_nb.study.runs import load_records
 
 TINY: dict[str, Any] = {
@@ -39,7 +43,7 @@ def names_of(study: Study) -> list[str]:
 
 
 def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
-    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 3
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4
     for stage in stages_of(smoke):
         notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -89,6 +93,15 @@ def test_tables_are_tidy_and_complete(smoke: Study) -> None:
         for quantity in QUANTITIES:
             assert {("all", model, quantity, error) for error in ("MAE", "RMSE")} <= {*found.index}
     assert np.isfinite(shapes[["mean", "std"]]).all(axis=None)
+    models = pd.read_csv(tables / "models.csv").set_index(["subset", "model", "metric"])["mean"]
+    for subset in smoke.subsets:
+        for model in ("teacher", *smoke.setups, "splitting"):
+            for metric in (*METRICS, "centre", "radius", "AUC", *COSTS):
+                assert models[subset, model, metric] > 0
+        assert 0.4 < models[subset, "reference", "AUC"] < 0.6 < models[subset, "teacher", "AUC"]
+        # it has learned something of how light is spread
+        assert models[subset, "splitting", "nats"] < 0.6 * models[subset, "binomial", "nats"]
+        assert (subset, "teacher", "nats") not in models.index
     speed = pd.read_csv(tables / "speed.csv")
     assert sorted(speed["batch"].unique()) == smoke.speed.batches
     assert (speed["ms_per_sample"] > 0).all()
@@ -126,7 +139,7 @@ def planned(project: Path, changes: dict[str, Any]) -> set[str]:
 
 
 def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_copy: Path) -> None:
-    after_training = {"evaluation", "ablations", "shower_shapes"}
+    after_training = {"evaluation", "ablations", "shower_shapes", "models"}
     for changes, expected in (
         ({"evaluation": {"runs": 6}}, {"baselines", *after_training}),
         ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),
@@ -141,6 +154,64 @@ def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_
             cell.outputs = [nbformat.v4.new_output("stream", text="seen")]
     nbformat.write(notebook, path)
     assert planned(own_copy, {}) == set()
+
+
+NEW: dict[str, Any] = {
+    "subsets": ["all"],
+    "setups": ["bs"],
+    "preprocessing": {"coordinates": "splits", "noise": None, "alpha": None, "denoise": None},
+    "data": {
+        "responses": 1600,
+        "repeats": 2,
+        "test_repeats": 20,
+        "split": "by_particle",
+        "fractions": [0.5, 0.1, 0.4],
+        "reserved": 0.5,
+        "max_responses": {},
+        "max_test_responses": {"all": 120},
+    },
+    "flow": {"hidden": 16, "context_hidden": [16]},
+    "teacher": {"epochs": 1, "epoch_responses": 200},
+    "student": {"epochs": 1, "epoch_responses": 100},
+    "splitting": {"epochs": 2},
+    "evaluation": {"runs": 2, "figure_particles": 2},
+    "speed": {"setup": "bs", "batches": [1, 4], "runs": 1},
+}
+
+
+def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = new_project(tmp_path)
+    write_study(project, "new", NEW)
+    done = snakemake(project, "new", "--cores", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(project)
+    study = load_study("params/new.yaml")
+    models = pd.read_csv(study.reports / "tables" / "models.csv")
+    nats = models[models.metric == "nats"].set_index("model")["mean"]
+    assert set(nats.index) == {"binomial", "teacher", "bs", "splitting"}
+    assert nats["splitting"] < nats["binomial"]
+    page = (study.reports / "index.html").read_text("utf-8")
+    assert "split by particle" in page
+    assert "split by response" not in page
+    # the table of changes reads what studies have left
+    rows = [
+        {"change": f"number {k}", "study": "params/new.yaml", "model": model}
+        for k, model in enumerate(("teacher", "splitting", "reference+sum"))
+    ]
+    content = {"reports": "reports", "subset": "all", "rows": rows}
+    Path("params/changes.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    command = ("papermill", "notebooks/12_changes.ipynb", "out.ipynb")
+    done = run(project, *command, "-r", "changes", "params/changes.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv("reports/changes/changes.csv").set_index("model")
+    assert table.loc["splitting", "nats"] == pytest.approx(nats["splitting"])
+    assert Path("reports/changes/samples.png").is_file()
+    rows[0]["study"] = "params/smoke.yaml"
+    Path("params/changes.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    with pytest.raises(MissingArtefactError, match=r"run `make study STUDY=params/smoke\.yaml`"):
+        changes_table(load_changes("params/changes.yaml"))
 
 
 @pytest.mark.slow

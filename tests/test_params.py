@@ -7,12 +7,12 @@ import yaml
 
 from zdc_nb.params import ParameterError, derive_seed, load_study
 
-SMALL = Path(__file__).parents[1] / "params" / "small.yaml"
+SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 
 
 def changed(tmp_path: Path, *path: str, value: object = None, remove: bool = False) -> Path:
-    """params/small.yaml with one entry changed."""
-    content = yaml.safe_load(SMALL.read_text())
+    """params/smoke.yaml with one entry changed."""
+    content = yaml.safe_load(SMOKE.read_text())
     section = content
     for key in path[:-1]:
         section = section[key]
@@ -39,7 +39,17 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("subsets",), ["n", "proton"], "'proton'"),
         (("setups",), ["bs", "bs+chh"], "'bs+chh'"),
         (("subsets",), ["all", "all"], "each name once"),
-        (("data", "split"), [0.7, 0.1, 0.1], "sum to 1"),
+        (("data", "fractions"), [0.7, 0.1, 0.1], "sum to 1"),
+        (("data", "split"), [0.7, 0.1, 0.2], "expected one of by_particle, by_response, got"),
+        (("data", "split"), "by_particle", "data.test_repeats: expected a number, the split is by"),
+        (("data", "reserved"), 0.5, "data.reserved: expected null, the split by_response"),
+        (("data", "test_repeats"), 100, "data.test_repeats: expected null, the split by_response"),
+        (("data", "max_test_responses"), {"n": 5}, "data.max_test_responses: expected {}"),
+        (("data", "abundance"), {"n": 0.0}, "data.abundance: expected for each of n, lambda"),
+        (("preprocessing", "coordinates"), "splits", "noise: expected null, the coordinates are"),
+        (("preprocessing", "alpha"), None, "alpha: expected a value, the coordinates are fibres"),
+        (("splitting", "flow", "window"), 4, "window: expected an odd number"),
+        (("evaluation", "classifier_runs"), 9, "classifier_runs: expected at most"),
         (
             ("data", "max_responses"),
             {"xi": 10},
@@ -56,10 +66,14 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("flow", "blocks"), 2, "flow.blocks: is called hidden_layers now"),
         (("data", "strict"), "yes", "data.strict: expected true or false, got 'yes'"),
         (("data", "file"), 7, "data.file: expected a text, or a list, each a text, or null, got 7"),
-        (("data", "split"), [0.5, 0.5], "expected a list of 3, each a number above 0 and below 1"),
+        (
+            ("data", "fractions"),
+            [0.5, 0.5],
+            "expected a list of 3, each a number above 0 and below 1",
+        ),
         (("flow", "dropout"), 1.5, "expected a number of at least 0 and below 1, got 1.5"),
         (("flow",), 3, "flow: expected the keys transforms, bins"),
-        (("teacher", "epochs"), {"n": 3}, "teacher.epochs: no entry for lambda"),
+        (("teacher", "epochs"), {"n": 3}, "teacher.epochs: no entry for all"),
         (("teacher", "learning_rate"), float("nan"), "teacher.learning_rate"),
         (("preprocessing", "conditions"), "everything", "preprocessing.conditions"),
         (("preprocessing", "alpha"), 1e-7, "flow.bound: expected at least 16.1181"),
@@ -109,7 +123,7 @@ def test_a_missing_key_is_named(tmp_path):
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(SMALL.read_text().replace("alpha: 1.0e-6", "alpha: 1e-6"))
+    file.write_text(SMOKE.read_text().replace("alpha: 1.0e-6", "alpha: 1e-6"))
     assert load_study(file).preprocessing.alpha == 1e-6
 
 
@@ -129,7 +143,7 @@ def test_a_missing_file_is_named():
 
 
 def test_a_subset_or_setup_that_the_study_lacks_is_refused():
-    study = load_study(SMALL)
+    study = load_study(SMOKE)
     with pytest.raises(ParameterError, match="'pi0'"):
         study.check_subset("pi0")
     with pytest.raises(ParameterError, match="'ch'"):

@@ -278,19 +278,20 @@ def with_value(study: Study, key: str, value: object) -> Study:
     return study.model_copy(update={section: value})
 
 
-TEACHERS = "02 03 05 06 07 08"
+TEACHERS = "02 03 06 07 08 09 10"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "numbers"),
     [
-        ("data.split", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08"),
+        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10"),
+        ("splitting.learning_rate", 1e30, "04 06 07 08 09 10"),
         ("flow.bins", 17, TEACHERS),
         ("preprocessing.alpha", 0.2, TEACHERS),
         ("teacher.learning_rate", 1e30, TEACHERS),
-        ("student.channel_weight", 77.0, "03 05 06 07 08"),
-        ("evaluation.runs", 17, "04 05 06 07"),
-        ("speed.runs", 17, "08"),
+        ("student.channel_weight", 77.0, "03 06 07 08 09 10"),
+        ("evaluation.runs", 17, "05 06 07 08 10"),
+        ("speed.runs", 17, "09 10"),
         ("device", "cuda", ""),
         ("tracking", "wandb", ""),
         ("checkpoint_seconds", 1.5, ""),
@@ -307,7 +308,9 @@ def test_changed_parameter_is_named_for_the_stages_that_depend_on_it(
     assert set(found.values()) <= {f"other parameters: {key}"}
 
 
-@pytest.mark.parametrize("key", ["data.max_responses", "teacher.epochs", "student.epochs"])
+@pytest.mark.parametrize(
+    "key", ["data.max_responses", "teacher.epochs", "student.epochs", "splitting.epochs"]
+)
 def test_what_is_set_for_one_subset_is_changed_for_that_alone(executed: Study, key: str) -> None:
     values = dict.fromkeys(executed.subsets, 70)
     before, after = (with_value(executed, key, v) for v in (values, values | {"n": 71}))
@@ -316,14 +319,15 @@ def test_what_is_set_for_one_subset_is_changed_for_that_alone(executed: Study, k
         stage.executed.write_text(json.dumps(content), "utf-8")
     assert outdated(before) == {}
     found = {name for name, why in outdated(after).items() if key in why}
-    assert "03_student_distillation-n-bs" in found
+    trained = "04_splitting_flow-n" if "splitting" in key else "03_student_distillation-n-bs"
+    assert trained in found
     # to be run again because of 01, whose table tells of it, it may be; to be trained again it is not
     assert not [name for name in found if "-all" in name]
 
 
 def test_changed_cells_are_told_and_an_order_of_setups_is_not(executed: Study) -> None:
     turned = executed.model_copy(update={"setups": executed.setups[::-1]})
-    assert not [name for name in outdated(turned) if name[:2] < "05"]
+    assert not [name for name in outdated(turned) if name[:2] < "06"]
     stage = find_stage(executed, "02_teacher_training", subset="all")
     fingerprint = stage.fingerprint | {"cells": "another"}
     content = {"metadata": {"zdc_nb": fingerprint}, "cells": []}

@@ -20,11 +20,14 @@ from packaging.utils import canonicalize_name
 import zdc_nb
 from zdc_nb.bench.cases import load_bench
 from zdc_nb.params import load_study
+from zdc_nb.study.changes import load_changes
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "zdc_nb").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STUDIES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "bench")
+STUDIES = sorted(
+    path for path in (ROOT / "params").glob("*.yaml") if path.stem not in ("bench", "changes")
+)
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LONGEST_CELL = 35
 
@@ -275,6 +278,10 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
         assert set(values) == {"bench"}
         assert load_bench(ROOT / values["bench"]).name == "bench"
         return
+    if path.stem.endswith("_changes"):
+        assert set(values) == {"changes"}
+        assert load_changes(ROOT / values["changes"]).studies[-1] == "params/small.yaml"
+        return
     assert {"study"} <= set(values) <= {"study", "subset", "setup", "retrain"}
     study = load_study(ROOT / values["study"])
     assert values.get("subset", "all") in study.subsets
@@ -282,8 +289,9 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
     assert values.get("retrain", False) is False
 
 
-def test_the_three_studies_are_there() -> None:
-    assert names(STUDIES) == ["paper", "small", "smoke"]
+def test_the_studies_are_there() -> None:
+    of_changes = ["fibres", "published", "splits"]
+    assert names(STUDIES) == sorted(["full_size", "paper", "small", "smoke", *of_changes])
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=names(STUDIES))

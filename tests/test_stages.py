@@ -27,7 +27,7 @@ def depending(before: Study, after: Study) -> set[str]:
     return {one.name for one, other in pairs if one.values != other.values}
 
 
-ALWAYS = {"07_ablations", "08_shower_shapes"}
+ALWAYS = {"07_ablations", "08_shower_shapes", "10_models"}
 
 
 def trainings_of(study: Study, subset: str) -> set[str]:
@@ -50,12 +50,17 @@ def test_a_change_of_the_evaluation_trains_nothing() -> None:
     assert found == evaluations | ALWAYS
 
 
+SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models"}
+"""Kinds of stages that show every model."""
+
+
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [
-        ("speed", {"runs": 99}, {"speed"}),
-        ("student", {"batch": 7}, {"student", "evaluation", "ablations", "shower_shapes", "speed"}),
-        ("flow", {"bins": 9}, set(TABLE) - {"data", "baselines"}),
+        ("speed", {"runs": 99}, {"speed", "models"}),
+        ("student", {"batch": 7}, {"student"} | SHOWN),
+        ("splitting", {"batch": 7}, {"splitting"} | SHOWN),
+        ("flow", {"bins": 9}, set(TABLE) - {"data", "baselines", "splitting"}),
         ("data", {"min_photons": 11}, set(TABLE)),
         ("paths", {"reports": "elsewhere"}, set()),
         ("evaluation", {"figure_particles": 9}, set()),
@@ -71,7 +76,8 @@ def test_stages_depend_on_what_they_need_depends_on(
 
 def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:
     stage = find_stage(SMALL, "06_evaluation", subset="k0s")
-    expected = {"01_data_exploration", "05_baselines-k0s", *trainings_of(SMALL, "k0s")}
+    first = {"01_data_exploration", "04_splitting_flow-k0s", "05_baselines-k0s"}
+    expected = first | trainings_of(SMALL, "k0s")
     assert {other.name for other in stage.needs} == expected
     student = find_stage(SMALL, "03_student_distillation", subset="n", setup="bs")
     assert [other.name for other in student.needs] == [

@@ -223,6 +223,12 @@ class SplittingFlowParams(_Section):
         description="so many nodes, from the top, get the particle's own way to their curves"
     )
 
+    @model_validator(mode="after")
+    def _window_has_a_middle(self) -> SplittingFlowParams:
+        if self.window % 2 == 0:
+            raise ValueError(f"window: expected an odd number, got {self.window}")
+        return self
+
 
 class _TrainingParams(_Section):
     epochs: Positive | dict[Subset, Positive] = Field(description="for all, or by subset")
