@@ -24,6 +24,7 @@ from zdc_nb.bench.cases import CASES, BenchParams, compulsory_bytes, load_bench,
 from zdc_nb.bench.libraries import NflowsPeer, Ours, PyroPeer
 from zdc_nb.bench.results import benchmark_findings
 from zdc_nb.bench.run import Benchmark, run_benchmark
+from zdc_nb.bench.splitting import splitting_findings, time_splitting
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.params import ParameterError, load_study
 
@@ -39,6 +40,15 @@ TINY: dict[str, Any] = {
     "seconds": 1e-6,
     "product_size": 64,
     "copy_mb": 1,
+    "splitting": {
+        "window": 3,
+        "bins": 4,
+        "bound": 8.0,
+        "hidden": 8,
+        "hidden_layers": 1,
+        "context_hidden": [8],
+        "coarse_nodes": 3,
+    },
 }
 FLOW = load_study(ROOT / "params" / "smoke.yaml").flow
 BOUND, BINS = FLOW.bound, FLOW.bins
@@ -358,6 +368,26 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = teacher()
     with pytest.raises(ImportError, match="make bench"):
         NflowsPeer(flow.networks[0].dense_weights(), flow.dim, 1, BINS, BOUND)
+
+
+def test_the_splitting_flow_is_timed_beside_its_definition_and_a_student(
+    params: BenchParams,
+) -> None:
+    times = time_splitting(params)
+    assert (times["ms_per_sample"] > 0).all()
+    assert (times["runs"] >= 3).all()
+    assert (times["lit_nodes"] > 10).all()
+    cases = times.groupby("case")["contender"].agg(set).to_dict()
+    assert cases["sample"] == {"splitting", "splitting, plain torch", "student"}
+    assert cases["density"] == cases["train_step"] == {"splitting"}
+    made_up = times[times["case"] == "sample"].assign(
+        ms_per_sample=lambda t: t["contender"].map(
+            {"splitting": 2.0, "splitting, plain torch": 6.0, "student": 1.0}
+        )
+    )
+    first = splitting_findings(made_up)[0]
+    assert "1 at once" in first
+    assert "3 times as long, the student 0.5 times" in first
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from zdc_nb.params import load_parameters, project_root
+from zdc_nb.params import SplittingFlowParams, load_parameters, project_root
 
 __all__ = [
     "CASES",
@@ -72,6 +72,7 @@ class BenchParams(BaseModel):
     bins: Annotated[int, Field(gt=1)]
     bound: PositiveFloat
     hidden_layers: Annotated[int, Field(ge=0)]
+    splitting: SplittingFlowParams = Field(description="architecture of the splitting flow")
     peers: list[Literal["nflows", "pyro"]]
     passes: Positive = Field(description="timed of the D passes of a peer's inversion")
     runs: Annotated[int, Field(ge=FEWEST_RUNS)] = Field(description="most timed runs of each")
