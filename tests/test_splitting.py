@@ -375,3 +375,16 @@ def test_the_aim_begins_where_showers_stand():
     context[0, 3] = 1000.0  # a particle that never arrives is left out
     start_from_centres(flow, centres + noise, context)
     assert torch.allclose(flow.impact(context)[1:], centres[1:] + 0.5, atol=0.6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_is_the_same_flow():
+    flow = make_flow((44, 44), spread=0.1, window=5)
+    context = contexts([1, 17, 300, 4000] * 5)
+    uniform = torch.rand(20, 1935, generator=torch.Generator().manual_seed(8))
+    here = flow.from_uniform(uniform, context)
+    nats = flow.log_prob(here, context)
+    flow = flow.to("cuda")
+    there = flow.from_uniform(uniform.cuda(), context.cuda())
+    assert (there.cpu() == here).all(1).to(torch.float32).mean() > 0.9
+    assert torch.allclose(flow.log_prob(here.cuda(), context.cuda()).cpu(), nats, rtol=1e-3)
