@@ -24,6 +24,7 @@ from zdc_nb.evaluation import (
     METRICS,
     QUANTITIES,
     ablation_findings,
+    model_table,
     published_table,
     relative_changes,
     shape_findings,
@@ -73,11 +74,18 @@ def write_notebook(stage: Stage, minutes: int = 0) -> None:
 def write_tables(study: Study) -> None:
     """Tables of random numbers."""
     rng = np.random.default_rng(5)
-    models = (*BASELINES, "teacher", *SETUPS)
+    models = (*BASELINES, "teacher", *SETUPS, "splitting")
     errors = [f"{quantity} {error}" for quantity in QUANTITIES for error in ("MAE", "RMSE")]
     keys = itertools.product(study.subsets, models, (*METRICS, *errors), range(5))
     runs = pd.DataFrame(list(keys), columns=["subset", "model", "metric", "run"])
     runs["value"] = rng.uniform(1, 60, len(runs))
+    scores = list(itertools.product(study.subsets, models, ["AUC"], range(2)))
+    scored = pd.DataFrame(scores, columns=["subset", "model", "metric", "run"])
+    scored["value"] = rng.uniform(0.5, 1, len(scored))
+    trained = ("teacher", *SETUPS, "splitting")
+    costs = itertools.product(study.subsets, trained, ["megabytes", "ms_per_sample"], [0])
+    costs = pd.DataFrame(list(costs), columns=["subset", "model", "metric", "run"])
+    costs["value"] = rng.uniform(1, 9, len(costs))
     left_out = pd.DataFrame({"subset": study.subsets, "test_particles": 400})
     speed = list(itertools.product(("teacher", "student"), ("cpu",), study.speed.batches))
     steps = list(itertools.product(("teacher", "student"), ("fused", "plain")))
@@ -85,6 +93,8 @@ def write_tables(study: Study) -> None:
     tables = {
         "table1": table1(runs),
         "table2": table2(runs),
+        "models": model_table(pd.concat([runs, scored]), costs),
+        "costs": costs,
         "baselines": table1(runs, BASELINES),
         "relative_changes": relative_changes(runs),
         "reference_left_out": left_out.assign(left_out_particles=[31, 32]),
@@ -339,12 +349,12 @@ def test_times_of_a_busy_machine_carry_a_warning(
 def test_figures_that_there_are_are_shown(study: Study) -> None:
     assert not read_page(study).select("img")
     (study.reports / "figures").mkdir()
-    for name in ("09_speed", "05_samples-all", "05_samples-n", "06_loss_terms-all", "06_other"):
+    for name in ("09_speed", "06_samples-all", "06_samples-n", "07_loss_terms-all", "07_other"):
         (study.reports / "figures" / f"{name}.png").write_bytes(b"")
     stage_of(study, "06_evaluation-all").executed.unlink()
     page = read_page(study)
     shown = [str(image["src"]) for image in page.select("img")]
-    expected = ("05_samples-all", "06_loss_terms-all", "09_speed")
+    expected = ("06_samples-all", "07_loss_terms-all", "09_speed")
     assert shown == [f"figures/{name}.png" for name in expected]
     captions = [caption.get_text() for caption in page.select("figcaption")]
     assert "each model generated" in captions[0]
@@ -476,12 +486,12 @@ def test_results_of_other_parameters_are_not_called_done(study: Study) -> None:
     changed = with_value(study, "student", channel_weight=77.0)
     page = read_page(changed)
     for name, state in states(changed).items():
-        depends = name[:2] in ("03", "05", "06", "07", "08")
+        depends = name[:2] in ("03", "06", "07", "08", "09", "10")
         assert state == ("of other parameters" if depends else "done"), name
     assert "student.channel_weight" in page.select(".banner")[0].get_text()
     assert "student.channel_weight" in below(page, STUDENT).get_text()
     notes = [text_of(note) for note in page.select(".missing")]
-    assert len(notes) == 7
+    assert len(notes) == 9
     assert "From an earlier run: 09_speed makes this (of other parameters)." in notes
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.projects import papermill, snakemake
+from zdc_nb.evaluation import BASELINES
 from zdc_nb.flows.maf_iaf import Teacher
 from zdc_nb.generator.surrogate import save_surrogate
 from zdc_nb.params import ParameterError, Study, load_study
@@ -103,8 +104,8 @@ def test_results_come_back_as_they_were_saved(smoke: Study) -> None:
     assert generated.shape == stage.samples("bs").shape == test.responses.shape
     assert set(stage.history("bs")["split"]) == {"train", "validation"}
     pd.testing.assert_frame_equal(stage.evaluate("bs"), stage.metrics("bs"))
-    assert set(stage.baselines()["model"]) == {"reference", "reference+sum", "ignorant"}
-    assert len(stage.all_metrics()["model"].unique()) == 1 + len(smoke.setups)
+    assert set(stage.baselines()["model"]) == {*BASELINES, "binomial"}
+    assert set(stage.all_metrics()["model"]) == {"teacher", *smoke.setups, "splitting"}
 
 
 def test_the_data_are_read_once_in_a_notebook(

@@ -253,7 +253,7 @@ def test_log_prob_against_a_loop_around_pyros_spline():
             return 1 / (1 + math.exp(-1.7 * float(y)))
 
         expected = cumulative((half + 1) / (n + 1)) - cumulative(half / (n + 1))
-        assert math.isclose(math.exp(logs[k]), expected, rel_tol=1e-3, abs_tol=1e-6)
+        assert math.isclose(math.exp(logs[k].item()), expected, rel_tol=1e-3, abs_tol=1e-6)
 
 
 def test_samples_come_as_often_as_their_probability_says():
