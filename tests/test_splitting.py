@@ -377,6 +377,26 @@ def test_the_aim_begins_where_showers_stand():
     assert torch.allclose(flow.impact(context)[1:], centres[1:] + 0.5, atol=0.6)
 
 
+def test_an_estimate_from_a_share_of_the_nodes_is_unbiased():
+    flow = make_flow((8, 6), spread=0.2, coarse_nodes=7)
+    context = contexts([3, 40, 500])
+    photons = flow.sample(context, torch.Generator().manual_seed(1))
+    exact = flow.log_prob(photons, context).double()
+    generator = torch.Generator().manual_seed(2)
+    assert torch.equal(flow.estimated_log_prob(photons, context, 1.0, generator).double(), exact)
+    drawn = torch.stack(
+        [flow.estimated_log_prob(photons, context, 0.3, generator).double() for _ in range(600)]
+    )
+    error = drawn.std(0) / math.sqrt(len(drawn))
+    assert (drawn.std(0) > 0).all()
+    assert ((drawn.mean(0) - exact).abs() < 4 * error).all()
+    # the first nodes are in every estimate
+    event, node, logs = flow.lit_log_prob(photons, context)
+    coarse = torch.zeros(3).index_add(0, event, torch.where(node < 7, logs, 0.0)).detach()
+    none = flow.estimated_log_prob(photons, context, 1e-12, torch.Generator().manual_seed(3))
+    assert torch.allclose(none.detach(), coarse, rtol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_it_is_the_same_flow():
     flow = make_flow((44, 44), spread=0.1, window=5)

@@ -276,6 +276,10 @@ class SplittingParams(_TrainingParams):
     """The splitting flow and its training by maximum likelihood."""
 
     flow: SplittingFlowParams
+    fine_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="of the lit nodes beyond flow.coarse_nodes, the share that a step learns from, "
+        "drawn anew for each; 1: all"
+    )
 
 
 class EvaluationParams(_Section):

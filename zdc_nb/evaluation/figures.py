@@ -184,7 +184,8 @@ def model_figure(table: pd.DataFrame) -> Figure:
 
     ``table`` is that of :func:`~zdc_nb.evaluation.tables.model_table`.
     """
-    metrics = [name for name in ("WS", "MAE_cw", "centre", "radius") if name in set(table.metric)]
+    shown = ("WS", "MAE_c", "MAE_cw", "centre", "radius")
+    metrics = [name for name in shown if name in set(table["metric"])]
     subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
     models = [model for model in TRAINED if (table["model"] == model).any()]
     figure = Figure(figsize=(13, 7.5), layout="constrained")

@@ -263,12 +263,18 @@ class SplittingFlow(nn.Module):
     def lit_log_prob(self, photons: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log P of every lit node of photons (N, D): event, node and value, (M,) each."""
         counts = self.boxes(photons)
+        rows = self._lit(counts)
+        return rows.event, rows.node, self._log_probs(rows, counts, context)
+
+    def _lit(self, counts: Tensor) -> _Rows:
         at_nodes = counts[:, self.nodes]
         node, event = torch.nonzero(at_nodes.T, as_tuple=True)
-        rows = _Rows(event, node, at_nodes[event, node])
+        return _Rows(event, node, at_nodes[event, node])
+
+    def _log_probs(self, rows: _Rows, counts: Tensor, context: Tensor) -> Tensor:
         inputs = torch.log1p(counts), self.impact(context), self.particle(self._told(context))
-        raw = self.curves(rows, *inputs)
-        return event, node, self.log_shares(raw, rows, counts[event, self.first[node]])
+        halves = counts[rows.event, self.first[rows.node]]
+        return self.log_shares(self.curves(rows, *inputs), rows, halves)
 
     def log_prob(self, photons: Tensor, context: Tensor) -> Tensor:
         """(N,) exact log P(photons (N, D) | context (N, C + 3)) in nats.
@@ -280,6 +286,25 @@ class SplittingFlow(nn.Module):
         total = logs.new_zeros(len(photons)).index_add(0, event, logs)
         wrong = photons.sum(1) != context[:, -1]
         return total.masked_fill(wrong, -math.inf)
+
+    def estimated_log_prob(
+        self, photons: Tensor, context: Tensor, share: float, generator: torch.Generator
+    ) -> Tensor:
+        """(N,) unbiased estimates of :meth:`log_prob`, from a share of the fine nodes, to learn from.
+
+        The nodes beyond the coarse ones are most of those that are lit, and all alike to the
+        network. Of these each is taken with the probability ``share``, and its log P divided by it.
+        """
+        counts = self.boxes(photons)
+        rows = self._lit(counts)
+        if share < 1:
+            # drawn where the generator is: the same nodes on every device
+            drawn = torch.rand(len(rows.node), generator=generator).to(self.device) < share
+            taken = drawn | (rows.node < self.coarse_nodes)
+            rows = _Rows(*(part[taken] for part in rows))
+        logs = self._log_probs(rows, counts, context)
+        logs = torch.where(rows.node < self.coarse_nodes, logs, logs / share)
+        return logs.new_zeros(len(photons)).index_add(0, rows.event, logs)
 
     @torch.no_grad()
     def probabilities(self, photons: Tensor, context: Tensor, node: int) -> Tensor:

@@ -210,8 +210,9 @@ def train_splitting(
 ) -> tuple[Surrogate, pd.DataFrame]:
     """Train a splitting flow by maximum likelihood of the counts themselves, without noise.
 
-    The term ``loss`` of the history is the negative exact log-likelihood in nats per fibre. The
-    rest is as in :func:`train_teacher`; ``TypeError`` where the study has no splitting flow.
+    The term ``loss`` of the history is the negative log-likelihood in nats per fibre, in validation
+    the exact one, in training its estimate from a share of the fine nodes
+    (:meth:`~zdc_nb.flows.splitting.SplittingFlow.estimated_log_prob`). The rest is as in :func:`train_teacher`; ``TypeError`` where the study has no splitting flow.
     """
     params = study.splitting
     if params is None:
@@ -232,11 +233,15 @@ def train_splitting(
     def nll(data: Counted, indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
         return {"loss": -flow.log_prob(*data(indices)).mean() / detector.dim}
 
+    def estimate(indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        logs = flow.estimated_log_prob(*data(indices), params.fine_share, generator)
+        return {"loss": -logs.mean() / detector.dim}
+
     fit = Fit(
         flow, params, params.epochs_for(subset), len(train), f"splitting {subset}", seed, checkpoint
     )
     history = fit.run(
-        lambda indices, generator: nll(data, indices, generator),
+        estimate,
         lambda pause: mean_over(held_out, params.batch, seed, nll, pause),
         progress,
         track,
