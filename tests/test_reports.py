@@ -24,6 +24,7 @@ from zdc_nb.evaluation import (
     METRICS,
     QUANTITIES,
     ablation_findings,
+    model_findings,
     model_table,
     published_table,
     relative_changes,
@@ -83,8 +84,8 @@ def write_tables(study: Study) -> None:
     scored = pd.DataFrame(scores, columns=["subset", "model", "metric", "run"])
     scored["value"] = rng.uniform(0.5, 1, len(scored))
     trained = ("teacher", *SETUPS, "splitting")
-    costs = itertools.product(study.subsets, trained, ["megabytes", "ms_per_sample"], [0])
-    costs = pd.DataFrame(list(costs), columns=["subset", "model", "metric", "run"])
+    paid = itertools.product(study.subsets, trained, ["megabytes", "ms_per_sample"], [0])
+    costs = pd.DataFrame(list(paid), columns=["subset", "model", "metric", "run"])
     costs["value"] = rng.uniform(1, 9, len(costs))
     left_out = pd.DataFrame({"subset": study.subsets, "test_particles": 400})
     speed = list(itertools.product(("teacher", "student"), ("cpu",), study.speed.batches))
@@ -282,6 +283,7 @@ def test_findings_are_those_of_the_tables(study: Study) -> None:
     tables = {path.stem: pd.read_csv(path) for path in (study.reports / "tables").glob("*.csv")}
     expected = [
         ablation_findings(tables["table1"], tables["baselines"], tables["relative_changes"]),
+        model_findings(tables["models"]),
         shape_findings(tables["table2"]),
         speed_findings(tables["speed"]),
         engine_findings(tables["training_speed"]),

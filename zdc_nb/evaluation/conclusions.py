@@ -345,7 +345,7 @@ def _model_sentences(table: pd.DataFrame) -> Iterator[str]:
                 ratios = {name: mine[name] / floor[name] for name in _RATIOS if name in mine}
                 worst = max(ratios, key=lambda name: ratios[name])
                 if "AUC" in mine:
-                    text += f" AUC {mine['AUC'] - floor['AUC']:+.3f},"
+                    text += f" AUC {mine['AUC']:.3f} (floor {floor['AUC']:.3f}),"
                 text += f" at worst {ratios[worst]:.2f} times the floor ({worst})"
             elif "AUC" in mine:
                 text += f" AUC {mine['AUC']:.3f}"
