@@ -6,7 +6,6 @@ that is meant to change numbers, copy `reports/smoke/tables/table1.csv` there an
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from zdc_nb.params import SETUPS
@@ -23,6 +22,11 @@ TRAINED = {"mean": 0.002, "std": 0.025}
 """Relative, for flows: processors round differently, and a photon is counted or not by the last bit.
 Ten times what was measured between AVX-512 and no vector instructions at all: weights up to 0.005
 apart after the training, means up to 0.0002, spreads of generations up to 0.0025."""
+
+
+SPLITTING = {"mean": 0.25, "std": 0.6}
+"""The same for the splitting flow, whose training steps are larger: between AVX-512 and no vector
+instructions, means up to 0.09 apart, spreads up to 0.2."""
 
 
 def read_reference() -> pd.DataFrame:
@@ -42,18 +46,26 @@ def assert_matches_reference(table: pd.DataFrame) -> None:
     assert not (missing := expected.index.difference(found.index)).size, f"missing: {list(missing)}"
     assert not (extra := found.index.difference(expected.index)).size, f"unexpected: {list(extra)}"
     assert found.index.is_unique
-    trained = expected.index.get_level_values("model").isin(["teacher", *SETUPS, "splitting"])
+    models = expected.index.get_level_values("model")
     wrong = [
         f"{' '.join(key)}: {column} {ours:.10g}, expected {theirs:.10g}"
-        for column, tolerance in {**TRAINED, "runs": 0.0}.items()
+        for column in ("mean", "std", "runs")
         for key, ours, theirs, relative in zip(
             expected.index,
             found[column],
             expected[column],
-            np.where(trained, tolerance, min(tolerance, EXACT)),
+            [_tolerance(model, column) for model in models],
             strict=True,
         )
         # written so that nan is wrong
         if not abs(ours - theirs) <= relative * abs(theirs)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def _tolerance(model: str, column: str) -> float:
+    if column == "runs":
+        return 0.0
+    if model == "splitting":
+        return SPLITTING[column]
+    return TRAINED[column] if model in ("teacher", *SETUPS) else EXACT

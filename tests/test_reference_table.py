@@ -23,6 +23,8 @@ def test_rounding_passes_and_the_order_of_rows_does_not_count() -> None:
         ("bs+ch", "mean", np.nan),
         ("bs", "std", 0.97),
         ("bs", "runs", 0.8),
+        ("splitting", "mean", 1.3),
+        ("splitting", "runs", 0.8),
         ("reference", "mean", 1 + 1e-6),
         ("ignorant", "std", 1.001),
     ],
