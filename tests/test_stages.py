@@ -11,7 +11,7 @@ from tests.projects import ROOT
 from zdc_nb.params import ParameterError, Study, load_study
 from zdc_nb.study import TABLE, find_stage, stages_of
 from zdc_nb.study.artefacts import artefacts_of, is_current
-from zdc_nb.study.status import outdated
+from zdc_nb.study.status import mark_of, mark_outdated, outdated
 
 SMALL = load_study(ROOT / "params" / "small.yaml")
 
@@ -168,3 +168,23 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
         *("06_evaluation-n", "06_evaluation-all", "09_speed"),
         *ALWAYS,
     }
+
+
+def test_marks_of_stages_that_run_again_are_never_the_same_twice(
+    own_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake remembers the checksums of small files, and a time alone is no change to it."""
+    monkeypatch.chdir(own_copy)
+    study = changed(load_study("params/smoke.yaml"), "teacher", batch=31)
+    mark = mark_of(study, "02_teacher_training-n")
+    seen = set()
+    for _ in range(3):
+        assert "02_teacher_training-n" in mark_outdated(study)
+        assert mark.stat().st_mtime > 0
+        seen.add(mark.read_bytes())
+    assert len(seen) == 3
+    # and what is done is older than everything
+    before = mark_of(study, "01_data_exploration").read_bytes()
+    mark_outdated(study)
+    assert mark_of(study, "01_data_exploration").read_bytes() == before
+    assert mark_of(study, "01_data_exploration").stat().st_mtime == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,10 @@ def mark_outdated(study: Study) -> set[str]:
     again |= {*outdated(study)}
     for name in (*(stage.name for stage in stages_of(study)), "index"):
         mark = mark_of(study, name)
-        if not mark.is_file():
-            write_text("", mark)
         is_old = name not in again if name != "index" else is_complete(study)
-        os.utime(mark, (0, 0) if is_old else None)
+        if not is_old or not mark.is_file():
+            # never the same twice: a newer file of the same content is no change to Snakemake
+            write_text(f"{time.time_ns()}\n", mark)
+        if is_old:
+            os.utime(mark, (0, 0))
     return again
