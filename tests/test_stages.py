@@ -7,7 +7,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from tests.projects import ROOT
+from tests.projects import ROOT, new_project, snakemake, write_study
 from zdc_nb.params import ParameterError, Study, load_study
 from zdc_nb.study import TABLE, find_stage, stages_of
 from zdc_nb.study.artefacts import artefacts_of, is_current
@@ -188,3 +188,12 @@ def test_marks_of_stages_that_run_again_are_never_the_same_twice(
     mark_outdated(study)
     assert mark_of(study, "01_data_exploration").read_bytes() == before
     assert mark_of(study, "01_data_exploration").stat().st_mtime == 0
+
+
+def test_a_study_without_a_splitting_flow_has_a_grid_without_it(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "project")
+    write_study(project, "plain", {"splitting": None})
+    planned = snakemake(project, "plain", "--cores", "1", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "02_teacher_training-n" in planned.stdout + planned.stderr
+    assert "04_splitting_flow" not in planned.stdout + planned.stderr
