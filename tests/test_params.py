@@ -147,7 +147,7 @@ def test_a_subset_or_setup_that_the_study_lacks_is_refused():
     with pytest.raises(ParameterError, match="'pi0'"):
         study.check_subset("pi0")
     with pytest.raises(ParameterError, match="'ch'"):
-        study.check_setup("ch")
+        study.check_student("ch")
 
 
 def test_seeds_differ_by_label_and_repeat():

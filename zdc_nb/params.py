@@ -39,6 +39,7 @@ __all__ = [
     "Subset",
     "TeacherParams",
     "UserError",
+    "Variant",
     "derive_seed",
     "flow_of_today",
     "load_parameters",
@@ -193,7 +194,7 @@ class FlowParams(_Section):
         description="hidden widths of the context network; [] turns it off"
     )
     initialise: Literal["random", "data"] = Field(
-        description="data: the teacher starts from independent fibres, the student from its teacher"
+        description="of the teacher; data: it starts from independent fibres"
     )
     engine: Literal["fused", "plain"] = Field(
         description="fused: triangular products and compiled splines; plain: the same numbers "
@@ -267,9 +268,19 @@ class TeacherParams(_TrainingParams):
 class StudentParams(_TrainingParams):
     """Distillation into the IAF student."""
 
+    start: Literal["scratch", "teacher"] = Field(
+        description="scratch: from random weights, as published; teacher: from its output layers"
+    )
     channel_weight: PositiveFloat = Field(description="weight of the channel loss (eq. 2)")
     diversity_epsilon: PositiveFloat = Field(description="epsilon of eq. 3")
     diversity_mean_one: bool = Field(description="rescale the weights of eq. 3 to mean 1")
+
+
+class Variant(_Section):
+    """A setup trained once more with other values of the section ``student``."""
+
+    setup: Setup = Field(description="whose terms of the loss it has")
+    student: dict[str, Any] = Field(description="what differs from the section student")
 
 
 class SplittingParams(_TrainingParams):
@@ -324,6 +335,12 @@ class Study(_Section):
     paths: PathParams
     subsets: list[Subset] = Field(min_length=1)
     setups: list[Setup] = Field(min_length=1)
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9+._]*$")], Variant] = Field(
+        description="further students by name; {}: none"
+    )
+    seeds: list[Positive] = Field(
+        min_length=1, description="trainings of each model, on the same data; 1: the first"
+    )
     data: DataParams
     preprocessing: PreprocessingParams
     flow: FlowParams
@@ -338,6 +355,12 @@ class Study(_Section):
         for key, values in (("subsets", self.subsets), ("setups", self.setups)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key}: expected each name once, got {values}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected each number once, got {self.seeds}")
+        for name in self.variants:
+            if name in (*SETUPS, "teacher", "splitting", "baselines"):
+                raise ValueError(f"variants: {name!r} is the name of a model already")
+            self._student_of_variant(name)
         if self.speed.subset not in self.subsets:
             raise ValueError(f"speed.subset: {self.speed.subset!r} is not among the subsets")
         if self.speed.setup not in self.setups:
@@ -384,14 +407,45 @@ class Study(_Section):
             f"subset: {subset!r} is not in study {self.name!r}; expected one of {self.subsets}"
         )
 
-    def check_setup(self, setup: str) -> Setup:
-        """Return ``setup`` if the study has it; raise :class:`ParameterError` if not."""
-        for known in self.setups:
-            if known == setup:
+    @property
+    def students(self) -> tuple[str, ...]:
+        """Names of the setups and the variants: the students trained for each subset."""
+        return (*self.setups, *self.variants)
+
+    def check_student(self, name: str) -> str:
+        """Return ``name`` if it is a setup or variant; raise :class:`ParameterError` if not."""
+        if name in self.students:
+            return name
+        raise ParameterError(
+            f"setup: {name!r} is not in study {self.name!r}; expected one of {[*self.students]}"
+        )
+
+    def check_seed(self, seed: object) -> int:
+        """Return ``seed`` as a number if the study has it; raise :class:`ParameterError` if not."""
+        for known in self.seeds:
+            if str(known) == str(seed):
                 return known
         raise ParameterError(
-            f"setup: {setup!r} is not in study {self.name!r}; expected one of {self.setups}"
+            f"seed: {seed!r} is not in study {self.name!r}; expected one of {self.seeds}"
         )
+
+    def student_of(self, name: str) -> tuple[Setup, StudentParams]:
+        """The terms of the loss and the parameters of a setup or variant."""
+        for known in self.setups:
+            if known == name:
+                return known, self.student
+        self.check_student(name)
+        return self.variants[name].setup, self._student_of_variant(name)
+
+    def _student_of_variant(self, name: str) -> StudentParams:
+        changed = self.variants[name].student
+        try:
+            return StudentParams.model_validate(self.student.model_dump() | changed)
+        except ValidationError as error:
+            raise ValueError(
+                f"variants: {name}.student: "
+                + "; ".join(_complaint(StudentParams, changed, e) for e in error.errors())
+            ) from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,9 +7,11 @@ They lie below ``study.artifacts``::
     history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
+    channels/<subset>/<model>.npz          the channels of all its generations (channels)
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
-where model is ``teacher``, the name of a setup, ``splitting``, or ``baselines``. Beside each lies ``<name>.json``
+where model is ``teacher``, the name of a setup or variant, ``splitting``, or ``baselines``; that of a
+training of another seed than 1 ends in ``-seed2``. Beside each lies ``<name>.json``
 with its SHA-256 and its provenance: the parameters that it depends on, the data's identity, and the
 checksums of the models that it came from (``data.root`` and checkpoints have theirs inside). The
 sidecar is written last: an artefact without it, or whose bytes it does not describe, is not whole.
@@ -39,7 +41,13 @@ __all__ = [
     "trained_models",
 ]
 
-_SUFFIX = {"models": "safetensors", "history": "csv", "evaluation": "csv", "samples": "npz"}
+_SUFFIX = {
+    "models": "safetensors",
+    "history": "csv",
+    "evaluation": "csv",
+    "samples": "npz",
+    "channels": "npz",
+}
 
 
 class ArtefactError(UserError, ValueError):
@@ -51,28 +59,34 @@ class MissingArtefactError(UserError, FileNotFoundError):
 
 
 def trained_models(study: Study) -> tuple[str, ...]:
-    """``teacher``, the study's setups and ``splitting``: the models trained for each subset."""
-    return ("teacher", *study.setups, *(() if study.splitting is None else ("splitting",)))
+    """``teacher``, all students and ``splitting``: the models trained for each subset."""
+    return ("teacher", *study.students, *(() if study.splitting is None else ("splitting",)))
 
 
 def kind_of(model: str) -> str:
-    """The kind of stage that makes a model: its own name, and ``student`` for a setup."""
+    """The kind of stage that makes a model: its own name, or ``student``."""
     return model if model in ("teacher", "splitting", "baselines") else "student"
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file: ``kind`` is ``models``, ``history``, ``evaluation`` or ``samples``."""
+    """One file: ``kind`` is a folder of the top of this module; ``seed`` is of the training."""
 
     study: Study
     kind: str
     subset: Subset
     model: str
+    seed: int = 1
+
+    @property
+    def stem(self) -> str:
+        """Its name without suffix."""
+        return self.model if self.seed == 1 else f"{self.model}-seed{self.seed}"
 
     @property
     def path(self) -> Path:
         """Where it is, or will be."""
-        name = f"{self.model}.{_SUFFIX[self.kind]}"
+        name = f"{self.stem}.{_SUFFIX[self.kind]}"
         return self.study.artifacts / self.kind / self.subset / name
 
     @property
@@ -87,10 +101,11 @@ class Artefact:
         Raises as :meth:`described` where a model that it comes from is not there.
         """
         kind = kind_of(self.model)
-        values = values_of(self.study, kind, self.subset)
+        setup = self.model if kind == "student" else None
+        values = values_of(self.study, kind, self.subset, setup, self.seed)
         if kind == "student":
             values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
-        if kind != "baselines" and self.kind in ("evaluation", "samples"):
+        if kind != "baselines" and self.kind in ("evaluation", "samples", "channels"):
             needed = {"runs", "classifier_runs", "batch"}
             values["evaluation"] = self.study.evaluation.model_dump(include=needed)
             values["trained_model"] = self.of("models").described()["sha256"]
@@ -98,8 +113,8 @@ class Artefact:
         return found
 
     def of(self, kind: str, model: str | None = None) -> Artefact:
-        """Another artefact of the same subset, and of the same model if not told otherwise."""
-        return Artefact(self.study, kind, self.subset, model or self.model)
+        """Another artefact of the same subset and seed, and of the same model if not told otherwise."""
+        return Artefact(self.study, kind, self.subset, model or self.model, self.seed)
 
     @contextmanager
     def write(self, **facts: float) -> Iterator[Path]:
@@ -181,7 +196,7 @@ class Artefact:
     def _how_to_make(self) -> str:
         if self.model == "baselines":
             notebook, keys = "05_baselines", f"-p subset {self.subset}"
-        elif self.kind in ("evaluation", "samples"):
+        elif self.kind in ("evaluation", "samples", "channels"):
             notebook, keys = "06_evaluation", f"-p subset {self.subset}"
         elif self.model == "teacher":
             notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
@@ -190,6 +205,8 @@ class Artefact:
         else:
             notebook = "03_student_distillation"
             keys = f"-p subset {self.subset} -p setup {self.model}"
+        if self.seed != 1 and notebook[:2] in ("02", "03", "04"):
+            keys += f" -p seed {self.seed}"
         file = f"params/{self.study.name}.yaml"
         return (
             f"run `make study STUDY={file}`, or this stage alone with `papermill "
@@ -211,7 +228,19 @@ def artefacts_of(stage: Stage) -> list[Artefact]:
         "evaluation": trained_models(stage.study),
     }[stage.row.name]
     kinds = stage.row.artefacts
-    return [Artefact(stage.study, kind, subset, model) for model in models for kind in kinds]
+    seeds = (
+        (1,)
+        if "baselines" in models
+        else stage.study.seeds
+        if stage.seed is None
+        else (stage.seed,)
+    )
+    return [
+        Artefact(stage.study, kind, subset, model, seed)
+        for seed in seeds
+        for model in models
+        for kind in kinds
+    ]
 
 
 def is_current(stage: Stage) -> bool:
@@ -228,10 +257,15 @@ def is_current(stage: Stage) -> bool:
 
 
 def _today(made_with: Any) -> Any:
-    """A provenance of before a parameter was renamed, with today's names."""
+    """A provenance of before a parameter was renamed or split in two, as it is called today."""
     if not isinstance(made_with, dict) or not isinstance(made_with.get("flow"), dict):
         return made_with
-    return made_with | {"flow": flow_of_today(made_with["flow"])}
+    today = made_with | {"flow": flow_of_today(made_with["flow"])}
+    student = today.get("student")
+    if isinstance(student, dict) and "start" not in student:
+        start = "teacher" if today["flow"].get("initialise") == "data" else "scratch"
+        today["student"] = {"start": start} | student
+    return today
 
 
 def differences(theirs: object, mine: object, where: str = "") -> Iterator[str]:

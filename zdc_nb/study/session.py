@@ -28,6 +28,7 @@ from pydantic import JsonValue
 
 from zdc_nb.data.events import Events, Split
 from zdc_nb.data.figures import save_figure
+from zdc_nb.detector import channel_sums
 from zdc_nb.evaluation import (
     baseline_draws,
     baseline_evaluations,
@@ -62,7 +63,7 @@ from zdc_nb.training.trainers import distil_student, train_splitting, train_teac
 __all__ = ["Session", "open_stage"]
 
 
-def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys: str) -> Session:
+def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys: Any) -> Session:
     """Open the stage that a notebook runs.
 
     Parameters
@@ -74,7 +75,7 @@ def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys:
     retrain
         train anew though there is a model that matches; the old one stays until then.
     keys
-        ``subset`` and ``setup``, as far as the stage has them.
+        ``subset``, ``setup`` and ``seed``, as far as the stage has them.
 
     Raises
     ------
@@ -99,7 +100,7 @@ class Session:
 
     def __init__(self, stage: Stage, retrain: bool = False) -> None:
         self.stage, self.study = stage, stage.study
-        self.setup = stage.setup
+        self.setup, self.seed = stage.setup, stage.seed or 1
         self.retrain = retrain
         self._splits: dict[str, Split] = {}
         self._record: runs.Record | None = None
@@ -222,13 +223,13 @@ class Session:
     def _trained(self, model: str, retrain: bool) -> tuple[Surrogate, pd.DataFrame]:
         if kind_of(model) == "student":
             self._require_teacher()
-        found = self._artefact("models", self.subset, model)
-        path = self.study.artifacts / "checkpoints" / self.subset / f"{model}.safetensors"
-        curves = _curves(self.subset, model)
+        found = self._artefact("models", self.subset, model, self.seed)
+        path = self.study.artifacts / "checkpoints" / self.subset / f"{found.stem}.safetensors"
+        curves = _curves(found)
         with exclusive(path.with_suffix(".lock"), f"the training of {curves}"):
             if not retrain and self._is_there(found):
                 print(f"loaded {found.path}: trained with these parameters and data", flush=True)
-                return self.model(model), self.history(model)
+                return self.model(model, seed=self.seed), self.history(model, seed=self.seed)
             self._begin()
             checkpoint = Checkpoint(path, found.provenance, self.study.checkpoint_seconds)
             checkpoint.prepare()
@@ -257,17 +258,20 @@ class Session:
         train, validation = self.train_events, self.validation_events
         rest = (train, validation, self.study, self.subset)
         alone = {"teacher": train_teacher, "splitting": train_splitting}
+        options: dict[str, Any] = {
+            "progress": True,
+            "checkpoint": checkpoint,
+            "track": track,
+            "training": self.seed,
+        }
         if model in alone:
-            return alone[model](*rest, progress=True, checkpoint=checkpoint, track=track)
-        setup = self.study.check_setup(model)
-        teacher = self.model("teacher")
-        return distil_student(
-            teacher, *rest, setup, progress=True, checkpoint=checkpoint, track=track
-        )
+            return alone[model](*rest, **options)
+        teacher = self.model("teacher", seed=self.seed)
+        return distil_student(teacher, *rest, self.study.check_student(model), **options)
 
     def _require_teacher(self) -> None:
         """Train the teacher if there is none yet; one of other parameters is refused."""
-        found = self._artefact("models", self.subset, "teacher")
+        found = self._artefact("models", self.subset, "teacher", self.seed)
         try:
             found.check()
         except MissingArtefactError:
@@ -286,17 +290,23 @@ class Session:
             return False
         return True
 
-    def _artefact(self, kind: str, subset: str, model: str) -> Artefact:
-        return Artefact(self.study, kind, self.study.check_subset(subset), model)
+    def _artefact(self, kind: str, subset: str, model: str, seed: int | None = None) -> Artefact:
+        """An artefact of one training, the study's first if not told otherwise."""
+        if model == "baselines":
+            seed = 1
+        seed = self.study.seeds[0] if seed is None else self.study.check_seed(seed)
+        return Artefact(self.study, kind, self.study.check_subset(subset), model, seed)
 
-    def model(self, name: str, subset: str | None = None) -> Surrogate:
+    def model(self, name: str, subset: str | None = None, seed: int | None = None) -> Surrogate:
         """A trained model; refused by name where it is not whole or of other parameters."""
-        path = self._artefact("models", subset or self.subset, name).check()
+        path = self._artefact("models", subset or self.subset, name, seed).check()
         return load_surrogate(path, choose_device(self.study.device))
 
-    def history(self, name: str, subset: str | None = None) -> pd.DataFrame:
+    def history(
+        self, name: str, subset: str | None = None, seed: int | None = None
+    ) -> pd.DataFrame:
         """Loss terms of one training: epoch, step, split, term, value."""
-        return pd.read_csv(self._artefact("history", subset or self.subset, name).check())
+        return pd.read_csv(self._artefact("history", subset or self.subset, name, seed).check())
 
     def training_seconds(self, name: str, subset: str | None = None) -> float | None:
         """How long a training took, all its attempts together; None where it was not kept."""
@@ -349,16 +359,24 @@ class Session:
     def evaluate(self, name: str) -> pd.DataFrame:
         """Metrics of a model on the test part, which it generates as often as the study says.
 
-        Loaded where they match; else made, and kept with the first generation.
+        Of each of its trainings: subset, model, metric, run, value, seed. Loaded where they match;
+        else made, and kept with the first generation and the channels of all.
         """
-        found = self._artefact("evaluation", self.subset, name)
-        samples = found.of("samples")
+        parts = [self._evaluated(name, seed).assign(seed=seed) for seed in self.study.seeds]
+        return pd.concat(parts, ignore_index=True)
+
+    def _evaluated(self, name: str, training: int) -> pd.DataFrame:
+        found = self._artefact("evaluation", self.subset, name, training)
+        samples, channels = found.of("samples"), found.of("channels")
         try:
             samples.check()
+            channels.check()
             return pd.read_csv(found.check())
         except (ArtefactError, MissingArtefactError):
             self._begin()
-        surrogate, test, evaluation = self.model(name), self.test_events, self.study.evaluation
+        surrogate = self.model(name, seed=training)
+        test, evaluation = self.test_events, self.study.evaluation
+        sums: list[NDArray[np.int64]] = []
 
         def generations() -> Iterator[NDArray[np.uint16]]:
             for run in range(evaluation.runs):
@@ -368,6 +386,7 @@ class Session:
                 if run == 0:
                     with samples.write() as temporary:
                         np.savez_compressed(temporary, responses=generated)
+                sums.append(channel_sums(generated, test.detector))
                 yield generated
 
         metrics = evaluate_runs(self.subset, name, test, generations(), evaluation.classifier_runs)
@@ -375,11 +394,13 @@ class Session:
             seed = derive_seed(self.study.seed, "nats", self.subset)
             nats = float(nats_of(surrogate, test, seed, evaluation.batch, progress=True).mean())
             metrics = _with_row(metrics, self.subset, name, "nats", nats)
+        with channels.write() as temporary:
+            np.savez_compressed(temporary, channels=np.stack(sums).astype(np.uint16))
         with found.write() as temporary:
             metrics.to_csv(temporary, index=False)
         means = metrics.groupby("metric", sort=False)["value"].mean()
         logged = {str(metric): mean for metric, mean in means.items()}
-        log_metrics(self.study, _curves(self.subset, name), logged)
+        log_metrics(self.study, _curves(found), logged)
         return metrics
 
     def importances(self, names: Sequence[str]) -> pd.DataFrame:
@@ -408,16 +429,20 @@ class Session:
             raise MissingArtefactError(f"{path} is missing: run the notebook {makers[0]}")
         return pd.read_csv(path)
 
-    def metrics(self, name: str, subset: str | None = None) -> pd.DataFrame:
-        """Metrics of a model: subset, model, metric, run, value."""
-        return pd.read_csv(self._artefact("evaluation", subset or self.subset, name).check())
+    def metrics(
+        self, name: str, subset: str | None = None, seed: int | None = None
+    ) -> pd.DataFrame:
+        """Metrics of one training of a model: subset, model, metric, run, value."""
+        found = self._artefact("evaluation", subset or self.subset, name, seed)
+        return pd.read_csv(found.check())
 
     def all_metrics(self) -> pd.DataFrame:
-        """Metrics of every trained model on every data set of the study."""
+        """Metrics of every trained model on every data set of the study, with their ``seed``."""
         parts = [
-            self.metrics(model, subset)
+            self.metrics(model, subset, seed).assign(seed=seed)
             for subset in self.study.subsets
             for model in trained_models(self.study)
+            for seed in self.study.seeds
         ]
         return pd.concat(parts, ignore_index=True)
 
@@ -428,16 +453,19 @@ class Session:
 
     def samples(self, name: str, subset: str | None = None) -> NDArray[np.uint16]:
         """(N, rows, columns) a model's first generation of the test part."""
-        path = self._artefact("samples", subset or self.subset, name).check()
-        # numpy itself leaves a broken file open
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return cast("NDArray[np.uint16]", file["responses"])
+        return _read(self._artefact("samples", subset or self.subset, name), "responses")
+
+    def channels(
+        self, name: str, subset: str | None = None, seed: int | None = None
+    ) -> NDArray[np.uint16]:
+        """(runs, N, C) photons in the channels of all generations of one training of a model."""
+        return _read(self._artefact("channels", subset or self.subset, name, seed), "channels")
 
     # --- what is shown ---
 
     def figure(self, figure: Figure, name: str) -> Image:
         """Save a figure as ``figures/<name>-<subset>-<setup>.png``, and show that very picture."""
-        stem = "-".join((name, *self.stage.keys.values()))
+        stem = "-".join((name, *self.stage.suffixes))
         return save_figure(figure, self.study.reports / "figures" / f"{stem}.png")
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -459,10 +487,19 @@ def _with_row(
     return pd.concat([table, row], ignore_index=True)
 
 
-def _curves(subset: str, model: str) -> str:
+def _read(artefact: Artefact, name: str) -> NDArray[np.uint16]:
+    """An array of an artefact, once that is known to be whole."""
+    # numpy itself leaves a broken file open
+    with artefact.check().open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return cast("NDArray[np.uint16]", file[name])
+
+
+def _curves(model: Artefact) -> str:
     """Under which name the losses and metrics of a model are logged."""
-    kind = kind_of(model)
-    return f"{kind}/{subset}/{model}" if kind == "student" else f"{kind}/{subset}"
+    kind = kind_of(model.model)
+    if kind == "student":
+        return f"{kind}/{model.subset}/{model.stem}"
+    return f"{kind}/{model.subset}" + (f"/seed{model.seed}" if model.seed != 1 else "")
 
 
 # --- What the notebook around it does ------------------------------------------------------------

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from zdc_nb.params import ParameterError, Setup, Study, Subset, project_root
+from zdc_nb.params import ParameterError, Study, Subset, project_root
 
 __all__ = ["SECTIONS_BY_SUBSET", "TABLE", "Row", "Stage", "find_stage", "stages_of", "values_of"]
 
@@ -44,7 +44,7 @@ class Row:
     notebook
         that it runs, without suffix.
     keys
-        papermill parameters that tell its stages apart: ``subset``, ``setup``.
+        papermill parameters that tell its stages apart: ``subset``, ``setup``, ``seed``.
     needs
         kinds whose artefacts it reads.
     depends_on
@@ -89,7 +89,7 @@ TABLE: dict[str, Row] = {
             "teacher",
             "training of a teacher",
             "02_teacher_training",
-            keys=("subset",),
+            keys=("subset", "seed"),
             needs=("data",),
             depends_on=("preprocessing", "flow", "teacher"),
             shows=("evaluation.figure_particles",),
@@ -100,7 +100,7 @@ TABLE: dict[str, Row] = {
             "student",
             "distillation of a student",
             "03_student_distillation",
-            keys=("subset", "setup"),
+            keys=("subset", "setup", "seed"),
             needs=("teacher",),
             depends_on=("student",),
             shows=("evaluation.figure_particles",),
@@ -111,7 +111,7 @@ TABLE: dict[str, Row] = {
             "splitting",
             "training of a splitting flow",
             "04_splitting_flow",
-            keys=("subset",),
+            keys=("subset", "seed"),
             needs=("data",),
             depends_on=("splitting",),
             shows=("evaluation.figure_particles",),
@@ -134,8 +134,8 @@ TABLE: dict[str, Row] = {
             keys=("subset",),
             needs=("baselines", "teacher", "student", "splitting"),
             depends_on=("evaluation.runs", "evaluation.classifier_runs", "evaluation.batch"),
-            shows=("evaluation.figure_particles", "setups"),
-            artefacts=("evaluation", "samples"),
+            shows=("evaluation.figure_particles", "setups", "variants", "seeds"),
+            artefacts=("evaluation", "samples", "channels"),
             on_gpu=True,
         ),
         Row(
@@ -143,7 +143,7 @@ TABLE: dict[str, Row] = {
             "ablations (Table 1)",
             "07_ablations",
             needs=("evaluation",),
-            shows=("subsets", "setups"),
+            shows=("subsets", "setups", "variants", "seeds"),
             tables=("table1", "baselines", "relative_changes", "reference_left_out"),
         ),
         Row(
@@ -151,7 +151,7 @@ TABLE: dict[str, Row] = {
             "shower shapes (Table 2)",
             "08_shower_shapes",
             needs=("evaluation",),
-            shows=("subsets", "setups", "evaluation.figure_particles"),
+            shows=("subsets", "setups", "variants", "seeds", "evaluation.figure_particles"),
             tables=("table2",),
         ),
         Row(
@@ -160,7 +160,7 @@ TABLE: dict[str, Row] = {
             "09_speed",
             needs=("teacher", "student", "splitting"),
             depends_on=("speed",),
-            shows=("subsets", "setups"),
+            shows=("subsets", "setups", "variants", "seeds"),
             tables=("speed", "training_speed", "costs"),
             on_gpu=True,
             alone=True,
@@ -170,7 +170,7 @@ TABLE: dict[str, Row] = {
             "all models beside each other",
             "10_models",
             needs=("evaluation", "speed"),
-            shows=("subsets", "setups"),
+            shows=("subsets", "setups", "variants", "seeds"),
             tables=("models",),
         ),
     )
@@ -180,26 +180,34 @@ TABLE: dict[str, Row] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a notebook: a row of the table, for its data set and setup.
+    """One run of a notebook: a row of the table, for its data set, setup and training.
 
-    ``subset`` and ``setup`` are None where the row has no such key.
+    ``subset``, ``setup`` (or the name of a variant) and ``seed`` are None where the row has no such
+    key. The first training, of seed 1, is not named.
     """
 
     study: Study
     row: Row
     subset: Subset | None = None
-    setup: Setup | None = None
+    setup: str | None = None
+    seed: int | None = None
 
     @property
     def keys(self) -> dict[str, str]:
         """Its papermill parameters beside the study."""
-        values = {"subset": self.subset, "setup": self.setup}
+        seed = None if self.seed in (None, 1) else str(self.seed)
+        values = {"subset": self.subset, "setup": self.setup, "seed": seed}
         return {key: value for key in self.row.keys if (value := values[key]) is not None}
 
     @property
     def name(self) -> str:
-        """Its notebook's name and its keys: ``02_teacher_training-all``."""
-        return "-".join((self.row.notebook, *self.keys.values()))
+        """Its notebook's name and its keys: ``02_teacher_training-all``, ``...-all-seed2``."""
+        return "-".join((self.row.notebook, *self.suffixes))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Its keys as they stand in names of files."""
+        return tuple(f"seed{v}" if k == "seed" else v for k, v in self.keys.items())
 
     @cached_property
     def needs(self) -> list[Stage]:
@@ -207,14 +215,15 @@ class Stage:
         found: dict[str, Stage] = {}
         for kind in self.row.needs:
             for stage in _stages(self.study, TABLE[kind]):
-                if self.subset in (None, stage.subset) or stage.subset is None:
+                mine = self.subset in (None, stage.subset) or stage.subset is None
+                if mine and (self.seed in (None, stage.seed) or stage.seed is None):
                     found |= {other.name: other for other in (*stage.needs, stage)}
         return list(found.values())
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """The parameters that its numbers depend on, with the data's identity, as JSON has them."""
-        return values_of(self.study, self.row.name, self.subset)
+        return values_of(self.study, self.row.name, self.subset, self.setup, self.seed)
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -248,10 +257,18 @@ class Stage:
         return [self.study.reports / "tables" / f"{name}.csv" for name in self.row.tables]
 
 
-def values_of(study: Study, kind: str, subset: Subset | None) -> dict[str, Any]:
+def values_of(
+    study: Study,
+    kind: str,
+    subset: Subset | None,
+    setup: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
     """The parameters that a kind of stage, for one subset, depends on, and the data's identity.
 
-    Those of what they need among them; of parameters by subset only that subset's.
+    Those of what they need among them; of parameters by subset only that subset's; of a variant
+    its own values of the section ``student``, and the setup that it is of. A training other than
+    the first has its ``seed``.
     """
     from zdc_nb.study.dataset import data_identity  # noqa: PLC0415 - it reads files: slow to import
 
@@ -261,7 +278,12 @@ def values_of(study: Study, kind: str, subset: Subset | None) -> dict[str, Any]:
         row = TABLE[todo.pop()]
         sections += row.depends_on
         todo += row.needs
-    values = _parameters(study, sections, subset)
+    special: dict[str, Any] = {} if seed in (None, 1) else {"training": seed}
+    if setup is not None and setup in study.variants:
+        terms, student = study.student_of(setup)
+        study = study.model_copy(update={"student": student})
+        special["setup"] = terms
+    values = _parameters(study, sections, subset) | special
     # what the files hold, not how they are named
     values["data"].pop("file")
     return values | {"source": data_identity(study)}
@@ -276,13 +298,14 @@ def _stages(study: Study, row: Row) -> Iterator[Stage]:
     if row.name == "splitting" and study.splitting is None:
         return
     subsets = study.subsets if "subset" in row.keys else (None,)
-    setups = study.setups if "setup" in row.keys else (None,)
-    for subset, setup in product(subsets, setups):
-        yield Stage(study, row, subset, setup)
+    setups = study.students if "setup" in row.keys else (None,)
+    seeds = study.seeds if "seed" in row.keys else (None,)
+    for seed, subset, setup in product(seeds, subsets, setups):
+        yield Stage(study, row, subset, setup, seed)
 
 
 def find_stage(study: Study, notebook: str, **keys: str) -> Stage:
-    """The stage that ``notebook`` runs with these keys.
+    """The stage that ``notebook`` runs with these keys; without a seed, the study's first.
 
     Raises
     ------
@@ -299,13 +322,14 @@ def find_stage(study: Study, notebook: str, **keys: str) -> Stage:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ParameterError(f"{key}: {notebook} has no such parameter{hint}")
     for key in row.keys:
-        if key not in keys:
+        if key not in keys and key != "seed":
             raise ParameterError(f"{key}: {notebook} needs it")
     return Stage(
         study,
         row,
         study.check_subset(keys["subset"]) if "subset" in keys else None,
-        study.check_setup(keys["setup"]) if "setup" in keys else None,
+        study.check_student(keys["setup"]) if "setup" in keys else None,
+        study.check_seed(keys.get("seed", study.seeds[0])) if "seed" in row.keys else None,
     )
 
 

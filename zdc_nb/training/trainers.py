@@ -23,7 +23,6 @@ from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import (
     PreprocessingParams,
-    Setup,
     Study,
     Subset,
     derive_seed,
@@ -55,6 +54,7 @@ def train_teacher(
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
     track: Callable[[int], Tracker] | None = None,
+    training: int = 1,
 ) -> tuple[Surrogate, pd.DataFrame]:
     """Train a teacher by maximum likelihood.
 
@@ -67,6 +67,8 @@ def train_teacher(
         to go on from, and to write again and again.
     track
         opens the log of the losses of each epoch, given the number of steps that are done.
+    training
+        which of several trainings with different random numbers this is.
 
     Returns
     -------
@@ -83,10 +85,10 @@ def train_teacher(
     """
     device = choose_device(study.device)
     scaler = ConditionScaler.fit(train, study.preprocessing)
-    seed = derive_seed(study.seed, "teacher", subset)
+    seed = _seed(study, "teacher", subset, training)
     torch.manual_seed(seed)
     dim = flow_dim(study.preprocessing, train.detector)
-    flow = Teacher(dim, len(scaler.mean), study.flow, derive_seed(study.seed, "orders", subset))
+    flow = Teacher(dim, len(scaler.mean), study.flow, _seed(study, "orders", subset, training))
     data = Encoded(train, scaler, study.preprocessing, device)
     if study.flow.initialise == "data":
         generator = torch.Generator().manual_seed(seed)
@@ -127,12 +129,13 @@ def distil_student(
     validation: Events,
     study: Study,
     subset: Subset,
-    setup: Setup,
+    setup: str,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
     track: Callable[[int], Tracker] | None = None,
+    training: int = 1,
 ) -> tuple[Surrogate, pd.DataFrame]:
-    """Distil a frozen teacher into a student.
+    """Distil a frozen teacher into a student: a setup, or a variant of the study.
 
     The loss is the sum of the six squared differences, with ``+ch`` also ``channel_weight`` times
     the channel loss (eq. 2). With ``+div`` each sample's whole loss is multiplied by the weight
@@ -145,16 +148,16 @@ def distil_student(
     if not isinstance(teacher.flow, Teacher):
         raise TypeError("distil_student: expected a teacher to distil")
     device = choose_device(study.device)
-    seed = derive_seed(study.seed, "student", subset)  # the same draws in every setup
+    seed = _seed(study, "student", subset, training)  # the same draws in every setup
     torch.manual_seed(seed)
     teacher_flow = teacher.flow.to(device).eval().requires_grad_(False)
     student = Student(teacher_flow.dim, teacher_flow.context, study.flow, seed=0)
-    start_from_teacher(student, teacher_flow, everything=study.flow.initialise == "data")
+    terms, params = study.student_of(setup)
+    start_from_teacher(student, teacher_flow, everything=params.start == "teacher")
     student.to(device)
-    params = study.student
-    channel_weight = params.channel_weight if "ch" in setup.split("+") else 0.0
+    channel_weight = params.channel_weight if "ch" in terms.split("+") else 0.0
     weights = torch.ones(len(train))
-    if "div" in setup.split("+"):
+    if "div" in terms.split("+"):
         weights = torch.from_numpy(
             diversity_weights(
                 train.photons, train.particle, params.diversity_epsilon, params.diversity_mean_one
@@ -207,6 +210,7 @@ def train_splitting(
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
     track: Callable[[int], Tracker] | None = None,
+    training: int = 1,
 ) -> tuple[Surrogate, pd.DataFrame]:
     """Train a splitting flow by maximum likelihood of the counts themselves, without noise.
 
@@ -219,7 +223,7 @@ def train_splitting(
         raise TypeError("train_splitting: the study has no splitting flow")
     device = choose_device(study.device)
     scaler = ConditionScaler.fit_context(train)
-    seed = derive_seed(study.seed, "splitting", subset)
+    seed = _seed(study, "splitting", subset, training)
     torch.manual_seed(seed)
     detector = train.detector
     contexts = scaler.context(train)
@@ -247,6 +251,11 @@ def train_splitting(
         track,
     )
     return Surrogate(flow, params.flow, scaler, None), history
+
+
+def _seed(study: Study, what: str, subset: Subset, training: int) -> int:
+    """Of one training; the first is what it was before there were several."""
+    return derive_seed(study.seed, what, subset, *(() if training == 1 else (training,)))
 
 
 # --- Single steps, to be timed ------------------------------------------------------------------
