@@ -364,12 +364,50 @@ def test_table_1_has_the_order_of_the_paper_and_sample_deviations() -> None:
     models = ("reference", "ignorant", "teacher", *SETUPS)
     evaluations = tidy({pair: [1.0, 2.0, 6.0] for pair in product(SUBSETS, models)})
     table = table1(evaluations.sample(frac=1, random_state=0))
-    assert list(table.columns) == ["subset", "model", "metric", "mean", "std", "runs"]
+    numbers = ["mean", "std", "runs", "std_trainings", "trainings"]
+    assert list(table.columns) == ["subset", "model", "metric", *numbers]
     rows = list(zip(table["subset"], table["model"], table["metric"], strict=True))
     assert rows == list(product(SUBSETS, models, METRICS))
     assert (table["runs"] == 3).all()
     np.testing.assert_allclose(table["mean"], np.tile([3, 6, 9], 35))
     np.testing.assert_allclose(table["std"], np.sqrt(7) * np.tile([1, 2, 3], 35))
+    assert (table["trainings"] == 1).all()
+    assert table["std_trainings"].isna().all()
+
+
+def test_the_spreads_over_generations_and_over_trainings_are_told_apart() -> None:
+    # the trainings are far apart, the generations of each near each other
+    values = {1: [10.0, 11.0, 12.0], 2: [20.0, 20.0, 26.0], 4: [31.0, 32.0, 33.0]}
+    parts = [tidy({("all", "bs"): runs}).assign(seed=seed) for seed, runs in values.items()]
+    floor = tidy({("all", "reference"): [1.0, 2.0, 3.0]})  # not trained: without a seed
+    table = table1(pd.concat([floor, *parts], ignore_index=True))
+    row = table[(table["model"] == "bs") & (table["metric"] == "WS")].iloc[0]
+    assert row["mean"] == pytest.approx(np.mean([*values.values()]))
+    within = np.mean([np.var(runs, ddof=1) for runs in values.values()])
+    assert row["std"] == pytest.approx(math.sqrt(within))
+    assert row["std_trainings"] == pytest.approx(np.std([11.0, 22.0, 32.0], ddof=1))
+    assert (row["runs"], row["trainings"]) == (3, 3)
+    assert table.loc[table["model"] == "reference", "trainings"].tolist() == [1, 1, 1]
+
+
+def test_a_change_is_taken_between_trainings_of_the_same_seed() -> None:
+    # bs+ch is 10% better than the bs of its own seed, whichever order the rows come in
+    base = {1: [10.0, 10.2], 2: [40.0, 40.2]}
+    parts = [
+        tidy({("all", model): [factor * value for value in runs]}).assign(seed=seed)
+        for seed, runs in base.items()
+        for model, factor in (("bs", 1.0), ("bs+ch", 0.9))
+    ]
+    changes = relative_changes(pd.concat(parts).sample(frac=1, random_state=3))
+    np.testing.assert_allclose(changes["change"], -10)
+    np.testing.assert_allclose(changes["uncertainty"], 0, atol=1e-12)
+
+
+def test_variants_stand_between_the_setups_and_the_splitting_flow() -> None:
+    models = ("splitting", "scratch", "bs+ch", "teacher", "apart", "bs", "ignorant")
+    table = table1(tidy({("all", model): [1.0, 2.0] for model in models}))
+    order = ["ignorant", "teacher", "bs", "bs+ch", "scratch", "apart", "splitting"]
+    assert list(dict.fromkeys(table["model"])) == order
 
 
 def test_table_2_has_the_names_of_the_published_one() -> None:
@@ -377,7 +415,7 @@ def test_table_2_has_the_names_of_the_published_one() -> None:
     table = table2(tidy({("all", model): [1.0, 3.0] for model in models}))
     published = published_table(2)
     names = ["subset", "model", "quantity", "error"]
-    assert list(table.columns) == [*names, "mean", "std", "runs"]
+    assert list(table.columns)[:7] == [*names, "mean", "std", "runs"]
     pd.testing.assert_frame_equal(table[names], published[names])
     np.testing.assert_allclose(table["mean"], np.tile(2.0 * np.arange(4, 12), 3))
 

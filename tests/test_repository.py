@@ -282,10 +282,11 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
         assert set(values) == {"changes"}
         assert load_changes(ROOT / values["changes"]).studies[-1] == "params/small.yaml"
         return
-    assert {"study"} <= set(values) <= {"study", "subset", "setup", "retrain"}
+    assert {"study"} <= set(values) <= {"study", "subset", "setup", "seed", "retrain"}
     study = load_study(ROOT / values["study"])
     assert values.get("subset", "all") in study.subsets
     assert values.get("setup", "bs") in study.setups
+    assert values.get("seed", 1) in study.seeds
     assert values.get("retrain", False) is False
 
 

@@ -272,6 +272,9 @@ class StudentParams(_TrainingParams):
         description="scratch: from random weights, as published; teacher: from its output layers"
     )
     channel_weight: PositiveFloat = Field(description="weight of the channel loss (eq. 2)")
+    channel_unit: Literal["share", "photons"] = Field(
+        description="of the channels in the channel loss: shares of the light, or photons"
+    )
     diversity_epsilon: PositiveFloat = Field(description="epsilon of eq. 3")
     diversity_mean_one: bool = Field(description="rescale the weights of eq. 3 to mean 1")
 

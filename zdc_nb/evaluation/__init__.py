@@ -40,9 +40,7 @@ from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
 from zdc_nb.evaluation.tables import (
     COSTS,
-    MODELS,
     SHAPE_MODELS,
-    TRAINED,
     dataset_sizes,
     model_pivot,
     model_table,
@@ -56,10 +54,8 @@ __all__ = [
     "BASELINES",
     "COSTS",
     "METRICS",
-    "MODELS",
     "QUANTITIES",
     "SHAPE_MODELS",
-    "TRAINED",
     "Baseline",
     "EvaluationError",
     "Possible",

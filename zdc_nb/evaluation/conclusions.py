@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from zdc_nb.evaluation.baselines import RESIMULATED
-from zdc_nb.evaluation.tables import TRAINED
-from zdc_nb.params import SETUPS, SUBSETS
+from zdc_nb.evaluation.tables import in_order, is_trained
+from zdc_nb.params import SUBSETS
 
 __all__ = [
     "ablation_findings",
@@ -106,7 +106,7 @@ def _ablation_sentences(
     table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame
 ) -> Iterator[str]:
     ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
-    trained = [model for model in mae if model in TRAINED]
+    trained = [str(model) for model in mae if is_trained(str(model))]
     floors = _means(baselines, "MAE_cw").reindex(columns=[*RESIMULATED]).dropna()
     known = floors.index.intersection(mae.index, sort=False)
     if len(mae):
@@ -187,9 +187,12 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
     )
 
 
+_NO_SETUP = ("teacher", "splitting")
+
+
 def _setup_sentences(changes: pd.DataFrame) -> Iterator[str]:
     significant = changes["change"].abs() > SIGNIFICANT * changes["uncertainty"]
-    for setup in [setup for setup in SETUPS if (changes["model"] == setup).any()]:
+    for setup in [model for model in in_order(changes["model"]) if model not in _NO_SETUP]:
         parts = []
         for metric, part in changes[changes["model"] == setup].groupby("metric", sort=False):
             clear = part[significant[part.index]]
@@ -265,7 +268,7 @@ def evaluation_findings(table: pd.DataFrame) -> str:
 def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
     for metric, part in table.groupby("metric", sort=False):
         mean = part.set_index("model")["mean"]
-        trained = mean[[model for model in mean.index if model in TRAINED]]
+        trained = mean[[model for model in mean.index if is_trained(model)]]
         text = (
             f"**{metric}**: the best is {trained.idxmin()} with {trained.min():.3g}, the worst "
             f"{trained.idxmax()} with {trained.max():.3g}"
@@ -295,7 +298,7 @@ def likeness_findings(table: pd.DataFrame) -> str:
 
 def _likeness_sentences(table: pd.DataFrame) -> Iterator[str]:
     auc = table[table["metric"] == "AUC"].set_index("model")["mean"]
-    trained = auc[[model for model in auc.index if model in TRAINED]].sort_values()
+    trained = auc[[model for model in auc.index if is_trained(model)]].sort_values()
     if len(trained) == 0:
         yield "**AUC**: the test part is too small for a classifier."
     else:
@@ -332,8 +335,7 @@ def model_findings(table: pd.DataFrame) -> str:
 
 def _model_sentences(table: pd.DataFrame) -> Iterator[str]:
     values = table.pivot(index=["subset", "model"], columns="metric", values="mean")
-    models = [model for model in TRAINED if (table["model"] == model).any()]
-    for model in models:
+    for model in filter(is_trained, in_order(table["model"])):
         parts = []
         for subset in _subsets(table):
             if (subset, model) not in values.index:

@@ -5,7 +5,7 @@ Figures are made without a global state. A colour stands for the same model ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -23,8 +23,8 @@ from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
-from zdc_nb.evaluation.tables import TRAINED
-from zdc_nb.params import SETUPS, SUBSETS
+from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
+from zdc_nb.params import SUBSETS
 
 __all__ = [
     "changes_figure",
@@ -65,6 +65,21 @@ MARKERS = {
     "splitting": "*",
 }
 
+_MORE_COLOURS = (
+    "#cc78bc",
+    "#ece133",
+    "#ca9161",
+    "#fbafe4",
+    "#4c4c99",
+    "#66a61e",
+    "#a6192e",
+    "#17becf",
+)
+_LABELS = 9
+"""Most labels in a row of a legend."""
+
+_MORE_MARKERS = ("P", "X", "<", ">", "p", "h", "d", "8")
+
 OURS, THEIRS = "this study", "published, other data"
 
 PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student, one A100": 0.38}
@@ -72,6 +87,16 @@ PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student
 
 SHOWN_FEATURES = 12
 """Most features of a classifier that a figure has bars for."""
+
+
+def colours_of(models: Iterable[str]) -> dict[str, str]:
+    """The colours of models: of variants of students, which have none of their own, in turn."""
+    return _with_more(models, COLOURS, _MORE_COLOURS)
+
+
+def _with_more(models: Iterable[str], known: dict[str, str], more: Sequence[str]) -> dict[str, str]:
+    others = [model for model in dict.fromkeys(models) if model not in known]
+    return known | {model: more[place % len(more)] for place, model in enumerate(others)}
 
 
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
@@ -122,7 +147,9 @@ def sample_figure(
 def results_table(
     table: pd.DataFrame, published: pd.DataFrame | None, rows: Sequence[str], column: str
 ) -> Styler:
-    """A table of results beside the published one, the best of the four setups in bold.
+    """A table of results beside the published one, the best of the students in bold.
+
+    A second number after ± is the standard deviation over trainings.
 
     Parameters
     ----------
@@ -138,12 +165,12 @@ def results_table(
         sources.append((THEIRS, published[published["subset"].isin(table["subset"])]))
     for source, frame in sources:
         keys = [key for key in (*rows, column) if key != "model"]
-        setups = frame["model"].isin(SETUPS)
-        best = frame["mean"].where(setups).groupby([frame[key] for key in keys]).transform("min")
+        students = ~frame["model"].isin((*UNTRAINED, "teacher", "splitting"))
+        best = frame["mean"].where(students).groupby([frame[key] for key in keys]).transform("min")
         shown = frame.assign(
             source=source,
-            text=[f"{m:.2f} ± {s:.2f}" for m, s in zip(frame["mean"], frame["std"], strict=True)],
-            weight=np.where(setups & (frame["mean"] == best), "font-weight: bold", ""),
+            text=_numbers(frame),
+            weight=np.where(students & (frame["mean"] == best), "font-weight: bold", ""),
         ).set_index([*rows, "source", column])
         texts.append(shown["text"].unstack(["source", column], sort=False))
         weights.append(shown["weight"].unstack(["source", column], sort=False))
@@ -154,6 +181,14 @@ def results_table(
     text, weight = (pd.concat(parts, axis=1).reindex(index) for parts in (texts, weights))
     styles = weight.fillna("")
     return text.fillna("").style.apply(lambda _: styles, axis=None)
+
+
+def _numbers(frame: pd.DataFrame) -> list[str]:
+    texts = [f"{m:.2f} ± {s:.2f}" for m, s in zip(frame["mean"], frame["std"], strict=True)]
+    if "std_trainings" not in frame:
+        return texts
+    spread = ["" if np.isnan(s) else f" ± {s:.2f}" for s in frame["std_trainings"]]
+    return [text + more for text, more in zip(texts, spread, strict=True)]
 
 
 def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
@@ -187,7 +222,7 @@ def model_figure(table: pd.DataFrame) -> Figure:
     shown = ("WS", "MAE_c", "MAE_cw", "centre", "radius")
     metrics = [name for name in shown if name in set(table["metric"])]
     subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
-    models = [model for model in TRAINED if (table["model"] == model).any()]
+    models = [*filter(is_trained, in_order(table["model"]))]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, squeeze=False).ravel()
     floor = table[table["model"] == "reference+sum"].set_index(["subset", "metric"])["mean"]
@@ -226,7 +261,7 @@ def changes_figure(changes: pd.DataFrame) -> Figure:
     metrics = _metrics(changes)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)
-    changes = changes[changes["model"].isin(TRAINED)]
+    changes = changes[changes["model"].map(is_trained).astype(bool)]
     subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
     models = list(dict.fromkeys(changes["model"]))
     for axis, metric in zip(axes[0], metrics, strict=True):
@@ -261,7 +296,7 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
             x="epoch",
             y="value",
             hue="setup",
-            palette=COLOURS,
+            palette=colours_of(histories),
             style="split",
             dashes={"validation": "", "train": (1, 1)},
             errorbar=None,
@@ -276,8 +311,9 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
         axis.remove()
     axes[0].set_ylabel("loss term")
     figure.suptitle(f"Loss terms of the students on {subset} (validation solid, training dotted)")
-    handles = [Line2D([], [], color=COLOURS[name], label=name) for name in histories]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    colours = colours_of(histories)
+    handles = [Line2D([], [], color=colours[name], label=name) for name in histories]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(_LABELS, len(handles)))
     return figure
 
 
@@ -325,7 +361,7 @@ def shape_figure(
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
     figure.suptitle("Test responses (grey) and one generation of each model")
     return figure
 
@@ -417,7 +453,7 @@ def importance_figure(importances: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
     for axis, model in zip(axes, models, strict=True):
         part = importances[importances["model"] == model].set_index("feature")["importance"]
-        axis.barh(shown, part.reindex(shown), color=COLOURS[model])
+        axis.barh(shown, part.reindex(shown), color=colours_of(models)[model])
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set_title(model)
     axes[0].invert_yaxis()
@@ -435,14 +471,15 @@ def _dodged(
     error: str,
 ) -> None:
     """Points with error bars: subsets along x, the models of a subset side by side."""
+    colours, markers = colours_of(models), _with_more(models, MARKERS, _MORE_MARKERS)
     for model, offset in zip(models, np.linspace(-0.32, 0.32, len(models)), strict=True):
         part = frame[frame["model"] == model]
         axis.errorbar(
             part["subset"].map(subsets.index).to_numpy(np.float64) + offset,
             part[value],
             part[error],
-            fmt=MARKERS[model],
-            color=COLOURS[model],
+            fmt=markers[model],
+            color=colours[model],
             markersize=6,
             label=model,
         )
@@ -470,4 +507,4 @@ def _finish_groups(figure: Figure, axes: NDArray[Any], subsets: Sequence[str]) -
             axis.axvline(edge - 0.5, color="0.9", linewidth=0.8)
         axis.set_xlabel("subset")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events
 from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
-from zdc_nb.evaluation.metrics import compare, observe, require_finite
+from zdc_nb.evaluation.metrics import Observed, compare, observe, require_finite
 
 __all__ = ["evaluate_runs"]
 
@@ -21,6 +21,7 @@ def evaluate_runs(
     test: Events,
     generations: Iterable[NDArray[Any]],
     classified: int = 0,
+    keep: Callable[[Observed], None] | None = None,
 ) -> pd.DataFrame:
     """Tidy metrics of several generations of the test set.
 
@@ -36,6 +37,8 @@ def evaluate_runs(
         of these, the first ones that get the metric ``AUC``
         (:func:`zdc_nb.evaluation.classifier.two_sample_test`), too; none of a test part that is
         too small for it.
+    keep
+        is given what the metrics look at of each generation.
 
     Returns
     -------
@@ -49,7 +52,10 @@ def evaluate_runs(
     observed = observe(test.responses, test.detector)
     rows = []
     for run, generated in enumerate(generations):
-        metrics = compare(observed, generated, test)
+        found = observe(generated, test.detector)
+        metrics = compare(observed, found, test)
+        if keep is not None:
+            keep(found)
         if run < classified and len(test) >= FEWEST_PAIRS:
             metrics["AUC"] = two_sample_test(test, generated, seed=run).auc
         rows += [(subset, model, metric, run, value) for metric, value in metrics.items()]

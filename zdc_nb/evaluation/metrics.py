@@ -25,6 +25,7 @@ __all__ = [
     "QUANTITIES",
     "SHAPE_METRICS",
     "EvaluationError",
+    "Observed",
     "compare",
     "evaluate",
     "has_repeats",
@@ -89,7 +90,8 @@ def evaluate(test: Events, generated: NDArray[Any]) -> dict[str, float]:
     ValueError
         where ``generated`` is not one response for each test response.
     """
-    return compare(observe(test.responses, test.detector), generated, test)
+    found = observe(generated, test.detector)
+    return compare(observe(test.responses, test.detector), found, test)
 
 
 def shape_statistics(
@@ -158,14 +160,13 @@ def observe(responses: NDArray[Any], detector: Detector) -> Observed:
     )
 
 
-def compare(observed: Observed, generated: NDArray[Any], test: Events) -> dict[str, float]:
-    """As :func:`evaluate`, of test responses that have been looked at already."""
-    if len(generated) != len(test):
+def compare(observed: Observed, found: Observed, test: Events) -> dict[str, float]:
+    """As :func:`evaluate`, of test and generated responses that have been looked at already."""
+    if len(found.channels) != len(test):
         raise ValueError(
             f"generated: expected {len(test)} responses, one for each test response, "
-            f"got {len(generated)}"
+            f"got {len(found.channels)}"
         )
-    found = observe(generated, test.detector)
     metrics = {"WS": _wasserstein(observed.channels, found.channels)}
     if not has_repeats(test):
         return metrics

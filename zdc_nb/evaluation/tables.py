@@ -5,7 +5,7 @@ A metric that no model has on a subset is left out of its rows, as where no part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import product
 from typing import Literal
@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from zdc_nb.data.events import Split
-from zdc_nb.evaluation.baselines import RESIMULATED
+from zdc_nb.evaluation.baselines import BASELINES, RESIMULATED
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
-    "MODELS",
     "SHAPE_MODELS",
-    "TRAINED",
     "dataset_sizes",
+    "in_order",
+    "is_trained",
     "model_pivot",
     "model_table",
     "published_table",
@@ -31,19 +31,28 @@ __all__ = [
     "table2",
 ]
 
-TRAINED = ("teacher", *SETUPS, "splitting")
-"""Models that are trained."""
-
-MODELS = ("reference", "ignorant", *TRAINED)
-"""Rows of Table 1."""
-
 SHAPE_MODELS = ("reference", "reference+sum", "teacher", "bs", "bs+ch+div", "splitting")
 """Rows of Table 2."""
 
 
+UNTRAINED = (*BASELINES, "binomial")
+
 COSTS = ("train_seconds", "ms_per_sample", "megabytes")
 """What a model costs: seconds of its training (a student's without its teacher's), milliseconds
 from a particle to photons at batch 256, and megabytes of its file."""
+
+
+def is_trained(model: str) -> bool:
+    """Whether a model is trained, which a baseline is not."""
+    return model not in UNTRAINED
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Names of models, each once: baselines, teacher, setups, variants as they come, splitting."""
+    found = list(dict.fromkeys(models))
+    first = (*UNTRAINED, "teacher", *SETUPS)
+    variants = [model for model in found if model not in (*first, "splitting")]
+    return [model for model in (*first, *variants, "splitting") if model in found]
 
 
 def dataset_sizes(subset: str, split: Split) -> pd.DataFrame:
@@ -60,39 +69,47 @@ def dataset_sizes(subset: str, split: Split) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["subset", "part", "responses", "particles"])
 
 
-def table1(evaluations: pd.DataFrame, models: Sequence[str] = MODELS) -> pd.DataFrame:
-    """Table 1: mean and standard deviation over the runs.
+def table1(evaluations: pd.DataFrame, models: Sequence[str] | None = None) -> pd.DataFrame:
+    """Table 1: mean, and its spread over generations and over trainings apart.
 
     Parameters
     ----------
     evaluations
-        tidy frame of :func:`~zdc_nb.evaluation.generations.evaluate_runs`, of any number of subsets and models.
+        tidy frame of :func:`~zdc_nb.evaluation.generations.evaluate_runs`, of any number of subsets
+        and models; of several trainings, their column ``seed`` tells them apart.
     models
-        which models to show; those that ``evaluations`` does not have are passed over.
+        which models to show; those that ``evaluations`` does not have are passed over. None:
+        ``reference``, ``ignorant`` and all that are trained.
 
     Returns
     -------
-    Columns subset, model, metric, mean, std (of a single run, ddof = 1), runs; subsets and
-    metrics in the order of the paper, models in the order given.
+    Columns subset, model, metric; mean, over all generations of all trainings; std, over the
+    generations of one training (ddof = 1, the root of the mean variance where there are several);
+    runs, how many generations; std_trainings, over the trainings' means (ddof = 1, empty where
+    there is one); trainings. Subsets and metrics are in the order of the paper, models in the
+    order given.
 
     Raises
     ------
     EvaluationError
         naming what is not finite, or missing beside the rest.
     """
+    if models is None:
+        trained = [model for model in in_order(evaluations["model"]) if is_trained(model)]
+        models = ("reference", "ignorant", *trained)
     return _summary(evaluations, models, METRICS)
 
 
 def table2(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Table 2: the eight errors of shower centre and radius.
 
-    As :func:`table1`, with the columns subset, model, quantity, error, mean, std, runs and the
-    models of :data:`SHAPE_MODELS`.
+    As :func:`table1`, with quantity and error in the place of the metric, and the models of
+    :data:`SHAPE_MODELS`.
     """
     table = _summary(evaluations, SHAPE_MODELS, SHAPE_METRICS)
     names = [metric.split(" ") for metric in table["metric"]]
     table = table.assign(quantity=[name[0] for name in names], error=[name[1] for name in names])
-    return table[["subset", "model", "quantity", "error", "mean", "std", "runs"]]
+    return table[["subset", "model", "quantity", "error", *_NUMBERS]]
 
 
 def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.DataFrame:
@@ -101,9 +118,9 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
     The change is the ratio of the means over the runs, less 1. Its uncertainty is the standard
     error of that ratio, to first order: ratio * std(a_k / mean(a) - b_k / mean(b)) / sqrt(runs).
     Taken run by run it is right whether or not the two models start from the same random numbers
-    in run k. It covers the noise of generation alone, for one test set and one training of each
-    model: how much a metric moves when a model is trained again from another seed is not in it,
-    and may well be larger.
+    in run k. Of several trainings each is compared with the baseline's training of the same seed,
+    and the mean is given. The uncertainty covers the noise of generation alone, for one test set
+    and these trainings: :func:`~zdc_nb.evaluation.comparison.paired_differences` has the rest.
 
     Parameters
     ----------
@@ -115,31 +132,34 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
     Returns
     -------
     Columns subset, model, metric, change, uncertainty, both in per cent of the baseline's mean;
-    a negative change is an improvement. The trained models but the baseline, in the order of
-    :data:`MODELS`; no rows at all where there is no baseline.
+    a negative change is an improvement. The trained models but the baseline, as
+    :func:`in_order`; no rows at all where there is no baseline.
 
     Raises
     ------
     EvaluationError
         where a change is not finite, naming subset, model and metric.
     """
-    trained = evaluations["model"].isin(TRAINED)
-    shown = evaluations[evaluations["metric"].isin(METRICS) & trained]
+    trained = evaluations["model"].map(is_trained).astype(bool)
+    shown = _with_seed(evaluations[evaluations["metric"].isin(METRICS) & trained])
     base = shown[shown["model"] == baseline].drop(columns="model")
     pairs = shown[shown["model"] != baseline].merge(
-        base, on=["subset", "metric", "run"], suffixes=("", "_base")
+        base, on=["subset", "metric", "run", "seed"], suffixes=("", "_base")
     )
-    groups = pairs.groupby(["subset", "model", "metric"])[["value", "value_base"]]
-    means = groups.transform("mean")
+    training = ["subset", "model", "metric", "seed"]
+    means = pairs.groupby(training)[["value", "value_base"]].transform("mean")
     ratio = means["value"] / means["value_base"]
     scatter = ratio * (pairs["value"] / means["value"] - pairs["value_base"] / means["value_base"])
     changes = (
-        pairs[["subset", "model", "metric"]]
+        pairs[training]
         .assign(change=100 * (ratio - 1), uncertainty=100 * scatter)
-        .groupby(["subset", "model", "metric"])
+        .groupby(training)
         .agg(change=("change", "mean"), uncertainty=("uncertainty", "sem"))
+        .groupby(training[:-1])
+        .agg(change=("change", "mean"), uncertainty=("uncertainty", _of_mean))
     )
-    order = [key for key in product(SUBSETS, MODELS, METRICS) if key in changes.index]
+    models = in_order(changes.index.get_level_values("model"))
+    order = [key for key in product(SUBSETS, models, METRICS) if key in changes.index]
     return require_finite(changes.loc[order].reset_index(), "change", "uncertainty")
 
 
@@ -155,8 +175,8 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    Columns subset, model, metric, mean, std (over the runs, ddof = 1; empty where there is one),
-    runs. Metrics are those of Table 1; ``centre`` and ``radius``, the MAE of Table 2 (fibres);
+    Columns subset, model, metric, mean, std (over all runs, ddof = 1; empty where there is one),
+    runs (those of all trainings). Metrics are those of Table 1; ``centre`` and ``radius``, the MAE of Table 2 (fibres);
     ``AUC``; ``nats``; and :data:`COSTS`. What a model does not have is left out.
     """
     renamed = {"centre MAE": "centre", "radius MAE": "radius"}
@@ -165,7 +185,7 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     every = every.assign(metric=every["metric"].replace(renamed))
     groups = require_finite(every, "value").groupby(["subset", "model", "metric"])["value"]
     summary = groups.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
-    models = ("reference", "reference+sum", "ignorant", "binomial", *TRAINED)
+    models = in_order(every["model"])
     order = [key for key in product(SUBSETS, models, metrics) if key in summary.index]
     return summary.loc[order].reset_index()
 
@@ -193,8 +213,19 @@ def _summary(
 ) -> pd.DataFrame:
     subsets = [subset for subset in SUBSETS if (evaluations["subset"] == subset).any()]
     present = [model for model in models if (evaluations["model"] == model).any()]
-    values = require_finite(evaluations, "value").groupby(["subset", "model", "metric"])["value"]
-    summary = values.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
+    cell = ["subset", "model", "metric"]
+    values = _with_seed(require_finite(evaluations, "value")).groupby([*cell, "seed"])["value"]
+    summary = (
+        values.agg(["mean", "var", "count"])
+        .groupby(level=cell)
+        .agg(
+            mean=("mean", "mean"),
+            std=("var", _root_of_mean),
+            runs=("count", "first"),
+            std_trainings=("mean", "std"),
+            trainings=("mean", "count"),
+        )
+    )
     with_model = {(subset, model) for subset, model, _ in summary.index}
     with_metric = {(subset, metric) for subset, _, metric in summary.index}
     wanted = pd.MultiIndex.from_tuples(
@@ -214,3 +245,22 @@ def _summary(
             f"subset {subset!r}, model {model!r}, metric {metric!r}"
         )
     return require_finite(summary.loc[wanted].reset_index(), "mean", "std")
+
+
+_NUMBERS = ("mean", "std", "runs", "std_trainings", "trainings")
+
+
+def _with_seed(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """With the column ``seed``, 1 for what is not trained."""
+    if "seed" not in evaluations:
+        return evaluations.assign(seed=1)
+    return evaluations.assign(seed=evaluations["seed"].fillna(1).astype(int))
+
+
+def _root_of_mean(variances: pd.Series[float]) -> float:
+    return float(np.sqrt(variances.mean(skipna=False)))
+
+
+def _of_mean(uncertainties: pd.Series[float]) -> float:
+    """Uncertainty of a mean of independent values."""
+    return float(np.sqrt((uncertainties**2).sum(skipna=False)) / len(uncertainties))

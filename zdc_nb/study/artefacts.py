@@ -7,7 +7,7 @@ They lie below ``study.artifacts``::
     history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
-    channels/<subset>/<model>.npz          the channels of all its generations (channels)
+    observed/<subset>/<model>.npz          channels, centre and radius of all its generations
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
 where model is ``teacher``, the name of a setup or variant, ``splitting``, or ``baselines``; that of a
@@ -46,7 +46,7 @@ _SUFFIX = {
     "history": "csv",
     "evaluation": "csv",
     "samples": "npz",
-    "channels": "npz",
+    "observed": "npz",
 }
 
 
@@ -105,7 +105,7 @@ class Artefact:
         values = values_of(self.study, kind, self.subset, setup, self.seed)
         if kind == "student":
             values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
-        if kind != "baselines" and self.kind in ("evaluation", "samples", "channels"):
+        if kind != "baselines" and self.kind in ("evaluation", "samples", "observed"):
             needed = {"runs", "classifier_runs", "batch"}
             values["evaluation"] = self.study.evaluation.model_dump(include=needed)
             values["trained_model"] = self.of("models").described()["sha256"]
@@ -196,7 +196,7 @@ class Artefact:
     def _how_to_make(self) -> str:
         if self.model == "baselines":
             notebook, keys = "05_baselines", f"-p subset {self.subset}"
-        elif self.kind in ("evaluation", "samples", "channels"):
+        elif self.kind in ("evaluation", "samples", "observed"):
             notebook, keys = "06_evaluation", f"-p subset {self.subset}"
         elif self.model == "teacher":
             notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
@@ -262,9 +262,9 @@ def _today(made_with: Any) -> Any:
         return made_with
     today = made_with | {"flow": flow_of_today(made_with["flow"])}
     student = today.get("student")
-    if isinstance(student, dict) and "start" not in student:
+    if isinstance(student, dict):
         start = "teacher" if today["flow"].get("initialise") == "data" else "scratch"
-        today["student"] = {"start": start} | student
+        today["student"] = {"start": start, "channel_unit": "share"} | student
     return today
 
 

@@ -14,6 +14,7 @@ import ast
 import difflib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +24,12 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import Image
 from matplotlib.figure import Figure
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from zdc_nb.data.events import Events, Split
 from zdc_nb.data.figures import save_figure
-from zdc_nb.detector import channel_sums
 from zdc_nb.evaluation import (
     baseline_draws,
     baseline_evaluations,
@@ -39,6 +40,7 @@ from zdc_nb.evaluation import (
 from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
+from zdc_nb.evaluation.metrics import Observed
 from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
@@ -360,23 +362,23 @@ class Session:
         """Metrics of a model on the test part, which it generates as often as the study says.
 
         Of each of its trainings: subset, model, metric, run, value, seed. Loaded where they match;
-        else made, and kept with the first generation and the channels of all.
+        else made, and kept with the first generation and what the metrics look at of all.
         """
         parts = [self._evaluated(name, seed).assign(seed=seed) for seed in self.study.seeds]
         return pd.concat(parts, ignore_index=True)
 
     def _evaluated(self, name: str, training: int) -> pd.DataFrame:
         found = self._artefact("evaluation", self.subset, name, training)
-        samples, channels = found.of("samples"), found.of("channels")
+        samples, observed = found.of("samples"), found.of("observed")
         try:
             samples.check()
-            channels.check()
+            observed.check()
             return pd.read_csv(found.check())
         except (ArtefactError, MissingArtefactError):
             self._begin()
         surrogate = self.model(name, seed=training)
         test, evaluation = self.test_events, self.study.evaluation
-        sums: list[NDArray[np.int64]] = []
+        seen: list[Observed] = []
 
         def generations() -> Iterator[NDArray[np.uint16]]:
             for run in range(evaluation.runs):
@@ -386,16 +388,20 @@ class Session:
                 if run == 0:
                     with samples.write() as temporary:
                         np.savez_compressed(temporary, responses=generated)
-                sums.append(channel_sums(generated, test.detector))
                 yield generated
 
-        metrics = evaluate_runs(self.subset, name, test, generations(), evaluation.classifier_runs)
+        metrics = evaluate_runs(
+            self.subset, name, test, generations(), evaluation.classifier_runs, seen.append
+        )
         if has_nats(surrogate):
             seed = derive_seed(self.study.seed, "nats", self.subset)
             nats = float(nats_of(surrogate, test, seed, evaluation.batch, progress=True).mean())
             metrics = _with_row(metrics, self.subset, name, "nats", nats)
-        with channels.write() as temporary:
-            np.savez_compressed(temporary, channels=np.stack(sums).astype(np.uint16))
+        with observed.write() as temporary:
+            channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
+            np.savez_compressed(
+                temporary, channels=channels.astype(np.uint16), centre=centre, radius=radius
+            )
         with found.write() as temporary:
             metrics.to_csv(temporary, index=False)
         means = metrics.groupby("metric", sort=False)["value"].mean()
@@ -453,13 +459,13 @@ class Session:
 
     def samples(self, name: str, subset: str | None = None) -> NDArray[np.uint16]:
         """(N, rows, columns) a model's first generation of the test part."""
-        return _read(self._artefact("samples", subset or self.subset, name), "responses")
+        with _arrays(self._artefact("samples", subset or self.subset, name)) as found:
+            return cast("NDArray[np.uint16]", found["responses"])
 
-    def channels(
-        self, name: str, subset: str | None = None, seed: int | None = None
-    ) -> NDArray[np.uint16]:
-        """(runs, N, C) photons in the channels of all generations of one training of a model."""
-        return _read(self._artefact("channels", subset or self.subset, name, seed), "channels")
+    def observed(self, name: str, subset: str | None = None, seed: int | None = None) -> Observed:
+        """What the metrics look at of all generations of one training, each (runs, N, columns)."""
+        with _arrays(self._artefact("observed", subset or self.subset, name, seed)) as found:
+            return Observed(found["channels"], found["centre"], found["radius"])
 
     # --- what is shown ---
 
@@ -487,11 +493,12 @@ def _with_row(
     return pd.concat([table, row], ignore_index=True)
 
 
-def _read(artefact: Artefact, name: str) -> NDArray[np.uint16]:
-    """An array of an artefact, once that is known to be whole."""
+@contextmanager
+def _arrays(artefact: Artefact) -> Iterator[NpzFile]:
+    """The arrays of an artefact, once that is known to be whole."""
     # numpy itself leaves a broken file open
     with artefact.check().open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return cast("NDArray[np.uint16]", file[name])
+        yield file
 
 
 def _curves(model: Artefact) -> str:

@@ -135,7 +135,7 @@ TABLE: dict[str, Row] = {
             needs=("baselines", "teacher", "student", "splitting"),
             depends_on=("evaluation.runs", "evaluation.classifier_runs", "evaluation.batch"),
             shows=("evaluation.figure_particles", "setups", "variants", "seeds"),
-            artefacts=("evaluation", "samples", "channels"),
+            artefacts=("evaluation", "samples", "observed"),
             on_gpu=True,
         ),
         Row(

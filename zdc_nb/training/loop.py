@@ -40,6 +40,7 @@ class Encoded:
         device: torch.device,
     ) -> None:
         self.photons = events.photons
+        self.photon_sums = torch.from_numpy(events.photon_sum.astype(np.float32))
         self.conditions = scaler(events, preprocessing).to(device)
         self.preprocessing, self.detector = preprocessing, events.detector
 

@@ -175,6 +175,8 @@ def distil_student(
         x, condition = data(indices, generator)
         z = torch.randn(x.shape, generator=generator).to(device)
         terms = distillation_terms(teacher_flow, student, x, z, condition, shares_of)
+        if params.channel_unit == "photons":
+            terms["channel"] = terms["channel"] * data.photon_sums[indices].square().to(device)
         loss = combined_loss(terms, weights[indices].to(device), channel_weight)
         return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
