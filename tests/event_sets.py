@@ -27,6 +27,21 @@ def small_detector() -> Detector:
     return Detector("ZP", (rows, columns), 0.004, 113.0, -0.2, names, masks)
 
 
+def make_events(particle: NDArray[np.int64], seed: int) -> Events:
+    """Showers whose place and light depend on the particle, with fluctuations."""
+    rng = np.random.default_rng(seed)
+    responses = np.zeros((len(particle), 44, 44), np.uint16)
+    for k, label in enumerate(particle):
+        own = np.random.default_rng(int(label))
+        photons = rng.poisson(own.uniform(30, 300))
+        place = rng.normal(own.uniform(8, 36, 2), own.uniform(1, 4), (photons, 2))
+        row, column = np.clip(np.rint(place), 0, 43).astype(int).T
+        np.add.at(responses[k], (row, column), 1)
+    features = np.zeros((len(particle), 9))
+    features[:, 0] = particle
+    return Events.from_arrays(np.full(len(particle), 2112, np.int32), features, responses, particle)
+
+
 def as_split(train: Events, test: Events) -> Split:
     """A split by response of these parts, whose validation nobody looks at."""
     return Split(train, train, test, train)

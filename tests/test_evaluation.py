@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from tests.event_sets import as_split
+from tests.event_sets import as_split, make_events
 from zdc_nb.data.events import Events, Split
 from zdc_nb.detector import ZN, containment_radius, shower_centre
 from zdc_nb.evaluation import (
@@ -35,21 +35,6 @@ from zdc_nb.evaluation import (
 from zdc_nb.params import SETUPS, SUBSETS
 
 ALL_METRICS = (*METRICS, *(f"{q} {e}" for q, e in product(QUANTITIES, ("MAE", "RMSE"))))
-
-
-def make_events(particle: NDArray[np.int64], seed: int) -> Events:
-    """Showers whose place and light depend on the particle, with fluctuations."""
-    rng = np.random.default_rng(seed)
-    responses = np.zeros((len(particle), 44, 44), np.uint16)
-    for k, label in enumerate(particle):
-        own = np.random.default_rng(int(label))
-        photons = rng.poisson(own.uniform(30, 300))
-        place = rng.normal(own.uniform(8, 36, 2), own.uniform(1, 4), (photons, 2))
-        row, column = np.clip(np.rint(place), 0, 43).astype(int).T
-        np.add.at(responses[k], (row, column), 1)
-    features = np.zeros((len(particle), 9))
-    features[:, 0] = particle
-    return Events.from_arrays(np.full(len(particle), 2112, np.int32), features, responses, particle)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,12 @@ def test_tables_figures_and_sentences_do_without(unique: Parts, tmp_path: Path) 
     assert np.isfinite(table[["mean", "std"]]).all(axis=None)
     shapes = table2(every)
     assert shapes.empty
-    assert list(shapes.columns) == [*published_table(2).columns, "runs"]
+    assert list(shapes.columns) == [
+        *published_table(2).columns,
+        "runs",
+        "std_trainings",
+        "trainings",
+    ]
     changes = relative_changes(every)
     assert set(changes["metric"]) == {"WS"}
     assert changes["model"].tolist() == ["teacher", "bs+ch+div"]

@@ -207,7 +207,8 @@ def _metrics(
             for run in generations
             for mine, theirs in zip(run.T, simulated.T, strict=True)
         ]
-        return np.mean(parts, axis=0) / counts
+        means: NDArray[np.float64] = np.mean(parts, axis=0) / counts
+        return means
 
     channels = errors(generated.channels, test.channels)
     return {
