@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events, Split
@@ -40,6 +41,16 @@ def make_events(particle: NDArray[np.int64], seed: int) -> Events:
     features = np.zeros((len(particle), 9))
     features[:, 0] = particle
     return Events.from_arrays(np.full(len(particle), 2112, np.int32), features, responses, particle)
+
+
+def as_comparison(changes: pd.DataFrame, trainings: int = 1) -> pd.DataFrame:
+    """Relative changes with intervals of two uncertainties, as from a comparison."""
+    return changes.assign(
+        low=changes["change"] - 2 * changes["uncertainty"],
+        high=changes["change"] + 2 * changes["uncertainty"],
+        improvement=0.5,
+        trainings=trainings,
+    )
 
 
 def as_split(train: Events, test: Events) -> Split:

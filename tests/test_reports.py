@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup, Tag
 
+from tests.event_sets import as_comparison
 from zdc_nb.evaluation import (
     BASELINES,
     METRICS,
@@ -98,6 +99,7 @@ def write_tables(study: Study) -> None:
         "costs": costs,
         "baselines": table1(runs, BASELINES),
         "relative_changes": relative_changes(runs),
+        "comparison": as_comparison(relative_changes(runs)),
         "reference_left_out": left_out.assign(left_out_particles=[31, 32]),
         "speed": pd.DataFrame(speed, columns=["model", "device", "batch"]).assign(
             ms_per_sample=rng.uniform(0.1, 20, len(speed)), runs=3
@@ -282,7 +284,7 @@ def test_speed_table_gives_times_and_ratio(study: Study) -> None:
 def test_findings_are_those_of_the_tables(study: Study) -> None:
     tables = {path.stem: pd.read_csv(path) for path in (study.reports / "tables").glob("*.csv")}
     expected = [
-        ablation_findings(tables["table1"], tables["baselines"], tables["relative_changes"]),
+        ablation_findings(tables["table1"], tables["baselines"], tables["comparison"]),
         model_findings(tables["models"]),
         shape_findings(tables["table2"]),
         speed_findings(tables["speed"]),
@@ -369,7 +371,7 @@ def test_figures_that_there_are_are_shown(study: Study) -> None:
     [
         ("datasets", "01_data_exploration", ["background"]),
         ("table1", "07_ablations", ["findings", "table1"]),
-        ("relative_changes", "07_ablations", ["findings"]),
+        ("comparison", "07_ablations", ["findings"]),
         ("table2", "08_shower_shapes", ["table2", "table2"]),
         ("speed", "09_speed", ["speed", "speed"]),
     ],

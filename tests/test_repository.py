@@ -291,8 +291,8 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
 
 
 def test_the_studies_are_there() -> None:
-    of_changes = ["fibres", "published", "splits"]
-    assert names(STUDIES) == sorted(["full_size", "paper", "small", "smoke", *of_changes])
+    compared = ["fibres", "published", "splits", "claim_fibres", "claim_splits"]
+    assert names(STUDIES) == sorted(["full_size", "paper", "small", "smoke", *compared])
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=names(STUDIES))

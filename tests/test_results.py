@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm
 
+from tests.event_sets import as_comparison
 from zdc_nb.data.events import Events
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import BASELINES, METRICS, figures, published_table
+from zdc_nb.evaluation.comparison import paired_differences
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
     kept_terms,
@@ -191,7 +193,8 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
         ],
         columns=["subset", "model", "metric", "change", "uncertainty"],
     )
-    text = ablation_findings(table, pd.concat([base, informed]), changes)
+    comparison = as_comparison(changes)
+    text = ablation_findings(table, pd.concat([base, informed]), comparison)
     # 5 / 40 is at most 0.5, 18 / 30 is not
     assert "At most 0.5 is the least" in text
     assert "n 0.12, all 0.60" in text
@@ -202,12 +205,18 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
         "Below `reference`: teacher on n (possible, since the flows are told the photon sum)."
         in text
     )
-    assert "MAE_cw better on n, worse on none; WS better on none, worse on all" in text
+    better = "MAE_cw better on n -8.0% [-10.0, -6.0], worse on none, neither shown on all; "
+    assert better + "WS better on none, worse on all +5.0% [+1.0, +9.0], neither" in text
+    assert "That is so in 2 of 3 comparisons; without any effect it would be in about 0." in text
+    assert "**One training of each model**" in text
+    several = ablation_findings(table, base, as_comparison(changes, trainings=3))
+    assert "One training" not in several
+    assert "The intervals hold 3 trainings of each model, paired by seed" in several
     high = base.assign(mean=base["mean"].where(base["model"] != "reference", 1e3))
     everywhere = ablation_findings(
         pd.concat([table[~table["model"].isin(base["model"])], high]),
         pd.concat([high, informed]),
-        changes,
+        comparison,
     )
     assert "Below `reference`: every flow on every subset (possible" in everywhere
 
@@ -217,9 +226,7 @@ def test_findings_name_whom_ws_would_prefer_wrongly(table: pd.DataFrame) -> None
     table.loc[good_ws, "mean"] = 5.9
     base = table[table["model"].isin(["reference", "ignorant"])]
     informed = base[base["model"] == "reference"].assign(model="reference+sum")
-    text = ablation_findings(
-        table, pd.concat([base, informed]), pd.DataFrame(columns=["model", "change", "uncertainty"])
-    )
+    text = ablation_findings(table, pd.concat([base, informed]), paired_differences({}))
     assert "with a better MAE_cw: teacher on n, bs on n, bs+ch on n." in text
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wasserstein_distance
 
-from tests.event_sets import as_split
+from tests.event_sets import as_comparison, as_split
 from zdc_nb.data.events import Events, split_by_response
 from zdc_nb.data.figures import save_figure
 from zdc_nb.data.simulation import simulate
@@ -154,7 +154,7 @@ def test_tables_figures_and_sentences_do_without(unique: Parts, tmp_path: Path) 
         "std_trainings",
         "trainings",
     ]
-    changes = relative_changes(every)
+    changes = as_comparison(relative_changes(every))
     assert set(changes["metric"]) == {"WS"}
     assert changes["model"].tolist() == ["teacher", "bs+ch+div"]
     text = ablation_findings(table, table1(baselines, BASELINES), changes)
@@ -188,7 +188,7 @@ def test_a_subset_without_repeats_beside_one_with(unique: Parts, repeated: Parts
         table[table["subset"] == "all"].reset_index(drop=True), alone.reset_index(drop=True)
     )
     assert set(table["model"]) == set(every["model"]) - {"reference+sum"}
-    text = ablation_findings(table, floors, relative_changes(every))
+    text = ablation_findings(table, floors, as_comparison(relative_changes(every)))
     assert "**Not compared by particle**: n." in text
     learned = next(line for line in text.splitlines() if "What the teacher learned" in line)
     assert ": all 0" in learned
@@ -210,7 +210,9 @@ def test_repeats_that_training_never_saw_are_compared_without_reference(repeated
     table = table1(every)
     assert "reference" not in set(table["model"])
     assert len(table2(every)) == 24
-    text = ablation_findings(table, table1(baselines, BASELINES), relative_changes(every))
+    text = ablation_findings(
+        table, table1(baselines, BASELINES), as_comparison(relative_changes(every))
+    )
     assert "**Not compared with new simulations** of the same particles: n." in text
     assert "What the teacher learned" in text
     assert "How far from the floor" not in text

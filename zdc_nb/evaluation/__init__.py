@@ -13,6 +13,7 @@ from zdc_nb.evaluation.baselines import (
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.classifier import TwoSample, response_features, two_sample_test
+from zdc_nb.evaluation.comparison import intervals, paired_differences, resample
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
     as_list,
@@ -72,6 +73,7 @@ __all__ = [
     "evaluate_runs",
     "evaluation_findings",
     "importance_figure",
+    "intervals",
     "kept_terms",
     "likeness_findings",
     "loss_terms_figure",
@@ -80,9 +82,11 @@ __all__ = [
     "model_findings",
     "model_pivot",
     "model_table",
+    "paired_differences",
     "particle_figure",
     "published_table",
     "relative_changes",
+    "resample",
     "resimulated_runs",
     "response_features",
     "results_table",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from zdc_nb.evaluation.baselines import RESIMULATED
+from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.tables import in_order, is_trained
 from zdc_nb.params import SUBSETS
 
@@ -66,7 +67,9 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     return table
 
 
-def ablation_findings(table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame) -> str:
+def ablation_findings(
+    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame
+) -> str:
     """What Table 1 says, as a Markdown list.
 
     Parameters
@@ -75,10 +78,11 @@ def ablation_findings(table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.
         Table 1.
     baselines
         the same for the models that need no training.
-    changes
-        relative changes of the setups against ``bs``; empty where there is no ``bs``.
+    comparison
+        of :func:`~zdc_nb.evaluation.comparison.paired_differences` with ``bs``, and the column
+        subset; empty where there is no ``bs``.
     """
-    return as_list(_ablation_sentences(table, baselines, changes))
+    return as_list(_ablation_sentences(table, baselines, comparison))
 
 
 def shape_findings(table: pd.DataFrame) -> str:
@@ -103,7 +107,7 @@ def _means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _ablation_sentences(
-    table: pd.DataFrame, baselines: pd.DataFrame, changes: pd.DataFrame
+    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame
 ) -> Iterator[str]:
     ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
     trained = [str(model) for model in mae if is_trained(str(model))]
@@ -127,7 +131,7 @@ def _ablation_sentences(
             f"**Not compared with new simulations** of the same particles: "
             f"{listed_names(unanswered)}. No test particle has a training response there."
         )
-    yield from _setup_sentences(changes)
+    yield from comparison_sentences(comparison)
 
 
 def _learned(mae: pd.DataFrame) -> str:
@@ -190,25 +194,54 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
 _NO_SETUP = ("teacher", "splitting")
 
 
-def _setup_sentences(changes: pd.DataFrame) -> Iterator[str]:
-    significant = changes["change"].abs() > SIGNIFICANT * changes["uncertainty"]
-    for setup in [model for model in in_order(changes["model"]) if model not in _NO_SETUP]:
+def comparison_sentences(comparison: pd.DataFrame, baseline: str = "bs") -> Iterator[str]:
+    """What is shown of each setup and variant against a baseline, and what is not.
+
+    ``comparison`` has the columns of :func:`~zdc_nb.evaluation.comparison.paired_differences`, and
+    subset.
+    """
+    setups = [model for model in in_order(comparison["model"]) if model not in _NO_SETUP]
+    outside = 0
+    for setup in setups:
         parts = []
-        for metric, part in changes[changes["model"] == setup].groupby("metric", sort=False):
-            clear = part[significant[part.index]]
-            better, worse = clear[clear["change"] < 0], clear[clear["change"] > 0]
+        for metric, part in comparison[comparison["model"] == setup].groupby("metric", sort=False):
+            better, worse = part[part["high"] < 0], part[part["low"] > 0]
+            rest = part.drop(index=[*better.index, *worse.index])
+            outside += len(better) + len(worse)
             parts.append(
-                f"{metric} better on {listed_names(better['subset'])}, worse on {listed_names(worse['subset'])}"
+                f"{metric} better on {_changed(better)}, worse on {_changed(worse)}, "
+                f"neither shown on {listed_names(rest['subset'])}"
             )
+        yield f"**{setup} against {baseline}**: {'; '.join(parts)}."
+    compared = comparison[comparison["model"].isin(setups)]
+    if compared.empty:
+        return
+    by_chance = (1 - LEVEL) * len(compared)
+    trainings = int(compared["trainings"].min())
+    yield (
+        f"**Shown** means that the {LEVEL:.0%} interval (in brackets, per cent) leaves out 0. That "
+        f"is so in {outside} of {len(compared)} comparisons; without any effect it would be in "
+        f"about {by_chance:.0f}."
+    )
+    if trainings == 1:
         yield (
-            f"**{setup} against bs**, by more than {SIGNIFICANT:g} uncertainties: "
-            f"{'; '.join(parts)}."
+            "**One training of each model**: these intervals hold what another choice of test "
+            "particles would change. How much each training would change from another seed they do not "
+            "hold, so a difference is shown of these models, not of the setups that they were "
+            "trained with. `seeds: [1, 2, 3]` in the study file trains each three times."
         )
-    if len(changes):
+    else:
         yield (
-            "These uncertainties hold the noise of generation alone: one test set, one training "
-            "of each model. Differences of a few per cent need repeated trainings to be believed."
+            f"The intervals hold {trainings} trainings of each model, paired by seed, and the "
+            "choice of test particles."
         )
+
+
+def _changed(part: pd.DataFrame) -> str:
+    return listed_names(
+        f"{row['subset']} {row['change']:+.1f}% [{row['low']:+.1f}, {row['high']:+.1f}]"
+        for row in part.to_dict("records")
+    )
 
 
 def _listed(values: pd.Series[float]) -> str:

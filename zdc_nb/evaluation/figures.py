@@ -22,6 +22,7 @@ from pandas.io.formats.style import Styler
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
+from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
 from zdc_nb.params import SUBSETS
@@ -84,6 +85,9 @@ OURS, THEIRS = "this study", "published, other data"
 
 PUBLISHED_SPEED = {"published NF (MAF), one A100": 160.0, "published IAF student, one A100": 0.38}
 """ms per response: arXiv 2512.20346, section 4."""
+
+_LINEAR_UP_TO = 100.0
+"""Per cent: of a larger change the axis becomes logarithmic."""
 
 SHOWN_FEATURES = 12
 """Most features of a classifier that a figure has bars for."""
@@ -256,20 +260,37 @@ def _steps(axis: Axes, values: pd.Series, subsets: Sequence[str]) -> None:
             axis.hlines(values[subset], place - 0.4, place + 0.4, color="0.75", linewidth=3)
 
 
-def changes_figure(changes: pd.DataFrame) -> Figure:
-    """Relative change of each metric of teacher and setups against ``bs``, with its uncertainty."""
-    metrics = _metrics(changes)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False)
-    changes = changes[changes["model"].map(is_trained).astype(bool)]
-    subsets = [subset for subset in SUBSETS if (changes["subset"] == subset).any()]
-    models = list(dict.fromkeys(changes["model"]))
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        chosen = changes[changes["metric"] == metric]
-        _dodged(axis, chosen, subsets, models, "change", "uncertainty")
+def changes_figure(comparison: pd.DataFrame) -> Figure:
+    """Change of each metric against ``bs`` with its interval, by data set.
+
+    ``comparison`` is that of :func:`~zdc_nb.evaluation.comparison.paired_differences`, with the
+    column subset.
+    """
+    metrics = list(dict.fromkeys(comparison["metric"]))
+    rows = -(-len(metrics) // 3)
+    figure = Figure(figsize=(13, 3.7 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, min(3, len(metrics)), squeeze=False)
+    subsets = [subset for subset in SUBSETS if (comparison["subset"] == subset).any()]
+    models = in_order(comparison["model"])
+    errors = comparison.assign(
+        below=comparison["change"] - comparison["low"],
+        above=comparison["high"] - comparison["change"],
+    )
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        chosen = errors[errors["metric"] == metric]
+        _dodged(axis, chosen, subsets, models, "change", "below", "above")
         axis.axhline(0, color=COLOURS["bs"], label="bs")
         axis.set(title=f"{metric} (below 0: better than bs)", ylabel="change against bs (%)")
-    _finish_groups(figure, axes, subsets)
+        # a model that is far off would leave nothing to be seen of the others
+        if chosen["high"].max() > _LINEAR_UP_TO:
+            axis.set_yscale("symlog", linthresh=10)
+            axis.yaxis.set_major_formatter("{x:g}")
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    _finish_groups(figure, axes.ravel()[: len(metrics)].reshape(1, -1), subsets)
+    trainings = int(comparison["trainings"].min()) if len(comparison) else 1
+    held = "particles" + ("" if trainings == 1 else f" and {trainings} trainings")
+    figure.suptitle(f"Change against bs, with {LEVEL:.0%} intervals over {held}")
     return figure
 
 
@@ -468,16 +489,16 @@ def _dodged(
     subsets: Sequence[str],
     models: Sequence[str],
     value: str,
-    error: str,
+    *errors: str,
 ) -> None:
-    """Points with error bars: subsets along x, the models of a subset side by side."""
+    """Points with error bars, of two lengths where there are two: subsets along x."""
     colours, markers = colours_of(models), _with_more(models, MARKERS, _MORE_MARKERS)
     for model, offset in zip(models, np.linspace(-0.32, 0.32, len(models)), strict=True):
         part = frame[frame["model"] == model]
         axis.errorbar(
             part["subset"].map(subsets.index).to_numpy(np.float64) + offset,
             part[value],
-            part[error],
+            part[list(errors)].to_numpy(np.float64).T,
             fmt=markers[model],
             color=colours[model],
             markersize=6,

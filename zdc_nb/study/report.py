@@ -366,7 +366,7 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
             else _table(evaluation.results_table(table, published, rows, column))
         )
 
-    of_table1 = ("table1", "baselines", "relative_changes")
+    of_table1 = ("table1", "baselines", "comparison")
     show("table1", results(1, ["metric", "model"], "subset"), "table1")
     show("table2", results(2, ["subset", "quantity", "error"], "model"), "table2")
     show("datasets", _dataset_table, "datasets")

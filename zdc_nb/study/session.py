@@ -35,6 +35,8 @@ from zdc_nb.evaluation import (
     baseline_evaluations,
     dataset_sizes,
     evaluate_runs,
+    paired_differences,
+    resample,
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
@@ -466,6 +468,25 @@ class Session:
         """What the metrics look at of all generations of one training, each (runs, N, columns)."""
         with _arrays(self._artefact("observed", subset or self.subset, name, seed)) as found:
             return Observed(found["channels"], found["centre"], found["radius"])
+
+    def compared(self, baseline: str = "bs") -> pd.DataFrame:
+        """Every trained model against a baseline, particle by particle and seed by seed.
+
+        Columns subset and those of :func:`~zdc_nb.evaluation.comparison.paired_differences`.
+        """
+        parts = []
+        for subset in self.study.subsets:
+            test = self.split(subset).test
+            models = {
+                name: resample(
+                    test, {seed: self.observed(name, subset, seed) for seed in self.study.seeds}
+                )
+                for name in trained_models(self.study)
+            }
+            table = paired_differences(models, baseline)
+            table.insert(0, "subset", subset)
+            parts.append(table)
+        return pd.concat(parts, ignore_index=True)
 
     # --- what is shown ---
 

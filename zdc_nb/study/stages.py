@@ -144,7 +144,7 @@ TABLE: dict[str, Row] = {
             "07_ablations",
             needs=("evaluation",),
             shows=("subsets", "setups", "variants", "seeds"),
-            tables=("table1", "baselines", "relative_changes", "reference_left_out"),
+            tables=("table1", "baselines", "relative_changes", "comparison", "reference_left_out"),
         ),
         Row(
             "shower_shapes",
