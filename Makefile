@@ -12,7 +12,7 @@ PIP_VERSION := 26.3
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help study smoke changes test test-all faults bench lab clean
+.PHONY: help study smoke changes claim test test-all faults bench lab clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,21 +77,32 @@ bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, pri
 	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/11_benchmark.ipynb
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
-# One study after the other: each takes all cores.
 CHANGES ?= params/changes.yaml
+CLAIM ?= params/claim.yaml
 override CHANGES := $(value CHANGES)
-export CHANGES
-CHANGES_RESULTS = "reports/$$(basename "$$CHANGES" .yaml)"
+override CLAIM := $(value CLAIM)
+export CHANGES CLAIM
 
+# Studies that the file $$FILE names, one after the other since each takes all cores; then the
+# notebook that puts them side by side, under its name once it has succeeded.
+define SIDE_BY_SIDE
+@$(BIN)/python -m zdc_nb.study.$(1) "$$FILE" | while read -r study; do \
+$(MAKE) --no-print-directory study STUDY="$$study" || exit; done
+@folder="reports/$$(basename "$$FILE" .yaml)"; mkdir -p "$$folder" && \
+$(BIN)/papermill notebooks/$(2).ipynb "$$folder/$(2).running.ipynb" \
+--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r $(1) "$$FILE" && \
+mv "$$folder/$(2).running.ipynb" "$$folder/$(2).ipynb" && \
+$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/$(2).ipynb" && \
+echo "The report: $$PWD/$$folder/index.html"
+endef
+
+changes: export FILE = $(CHANGES)
 changes: $(VENV)/.installed ## what each change is worth, from the published recipe to the splitting flow
-	@$(BIN)/python -m zdc_nb.study.changes "$$CHANGES" | while read -r study; do \
-	$(MAKE) --no-print-directory study STUDY="$$study" || exit; done
-	@mkdir -p $(CHANGES_RESULTS)
-	$(BIN)/papermill notebooks/12_changes.ipynb $(CHANGES_RESULTS)/12_changes.running.ipynb \
-	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r changes "$$CHANGES"
-	@mv $(CHANGES_RESULTS)/12_changes.running.ipynb $(CHANGES_RESULTS)/12_changes.ipynb
-	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index $(CHANGES_RESULTS)/12_changes.ipynb
-	@echo "The report: $$PWD/"$(CHANGES_RESULTS)/index.html
+	$(call SIDE_BY_SIDE,changes,12_changes)
+
+claim: export FILE = $(CLAIM)
+claim: $(VENV)/.installed ## does the physics in the loss help? Hours: many students, three trainings each
+	$(call SIDE_BY_SIDE,claim,14_claim)
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"

@@ -159,6 +159,11 @@ def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_
 NEW: dict[str, Any] = {
     "subsets": ["all"],
     "setups": ["bs"],
+    "variants": {
+        "scratch": {"setup": "bs", "student": {"start": "scratch"}},
+        "scratch_ch": {"setup": "bs+ch", "student": {"start": "scratch", "channel_weight": 3.0}},
+    },
+    "seeds": [1, 2],
     "preprocessing": {"coordinates": "splits", "noise": None, "alpha": None, "denoise": None},
     "data": {
         "responses": 1600,
@@ -190,11 +195,30 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     study = load_study("params/new.yaml")
     models = pd.read_csv(study.reports / "tables" / "models.csv")
     nats = models[models.metric == "nats"].set_index("model")["mean"]
-    assert set(nats.index) == {"binomial", "teacher", "bs", "splitting"}
+    students = {"bs", "scratch", "scratch_ch"}
+    assert set(nats.index) == {"binomial", "teacher", "splitting"} | students
     assert nats["splitting"] < nats["binomial"]
     page = (study.reports / "index.html").read_text("utf-8")
     assert "split by particle" in page
     assert "split by response" not in page
+    # each training is another one, and the tables tell their spread
+    table1 = pd.read_csv(study.reports / "tables" / "table1.csv")
+    trained = table1["model"].isin(["teacher", *students, "splitting"])
+    assert (table1.loc[trained, "trainings"] == 2).all()
+    assert (table1.loc[trained, "std_trainings"] > 0).all()
+    assert table1.loc[~trained, "std_trainings"].isna().all()
+    compared = pd.read_csv(study.reports / "tables" / "comparison.csv")
+    assert set(compared["model"]) == {"teacher", "scratch", "scratch_ch", "splitting"}
+    assert (compared["low"] <= compared["high"]).all()
+    # students of several studies against the weight of their channel loss
+    claim = {"reports": "reports", "studies": ["params/new.yaml"]}
+    Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
+    command = ("papermill", "notebooks/14_claim.ipynb", "out.ipynb")
+    done = run(project, *command, "-r", "claim", "params/claim.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = pd.read_csv("reports/claim/claim.csv").query("metric == 'MAE_cw' and start.notna()")
+    weights = dict(zip(found["model"], found["weight"], strict=True))
+    assert weights == {"bs": 0.0, "scratch": 0.0, "scratch_ch": 3.0}
     # the table of changes reads what studies have left
     rows = [
         {"change": f"number {k}", "study": "params/new.yaml", "model": model}

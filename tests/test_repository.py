@@ -21,12 +21,15 @@ import zdc_nb
 from zdc_nb.bench.cases import load_bench
 from zdc_nb.params import load_study
 from zdc_nb.study.changes import load_changes
+from zdc_nb.study.claim import load_claim
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "zdc_nb").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted(
-    path for path in (ROOT / "params").glob("*.yaml") if path.stem not in ("bench", "changes")
+    path
+    for path in (ROOT / "params").glob("*.yaml")
+    if path.stem not in ("bench", "changes", "claim")
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LONGEST_CELL = 35
@@ -281,6 +284,10 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
     if path.stem.endswith("_changes"):
         assert set(values) == {"changes"}
         assert load_changes(ROOT / values["changes"]).studies[-1] == "params/small.yaml"
+        return
+    if path.stem.endswith("_claim"):
+        assert set(values) == {"claim"}
+        assert load_claim(ROOT / values["claim"]).studies[0] == "params/claim_fibres.yaml"
         return
     assert {"study"} <= set(values) <= {"study", "subset", "setup", "seed", "retrain"}
     study = load_study(ROOT / values["study"])

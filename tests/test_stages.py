@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from tests.projects import ROOT, new_project, snakemake, write_study
-from zdc_nb.params import ParameterError, Study, load_study
+from zdc_nb.params import ParameterError, Study, Variant, load_study
 from zdc_nb.study import TABLE, find_stage, stages_of
 from zdc_nb.study.artefacts import artefacts_of, is_current
 from zdc_nb.study.status import mark_of, mark_outdated, outdated
@@ -72,6 +72,53 @@ def test_stages_depend_on_what_they_need_depends_on(
     names = depending(SMALL, changed(SMALL, section, **values))
     rows = {stage.row.name for stage in stages_of(SMALL) if stage.name in names}
     assert rows == expected
+
+
+def with_variant(study: Study, **student: Any) -> Study:
+    variant = Variant(setup="bs+ch", student=student)
+    return study.model_copy(update={"variants": {"heavy": variant}})
+
+
+def test_a_variant_depends_on_its_own_values_alone() -> None:
+    study = with_variant(SMALL, channel_weight=100.0)
+    heavy = find_stage(study, "03_student_distillation", subset="n", setup="heavy")
+    assert heavy.values["student"]["channel_weight"] == 100
+    assert heavy.values["setup"] == "bs+ch"
+    other = with_variant(SMALL, channel_weight=200.0)
+    heavies = {f"03_student_distillation-{subset}-heavy" for subset in SMALL.subsets}
+    assert depending(study, other) == heavies
+    # who reads it shows it anew
+    pairs = zip(stages_of(study), stages_of(other), strict=True)
+    shown = {one.row.name for one, two in pairs if one.fingerprint != two.fingerprint}
+    assert shown == {"student"} | SHOWN
+    # what the variant says itself, the section need not
+    weight = changed(study, "student", channel_weight=3.0)
+    assert heavy.name not in depending(study, weight)
+    # its name is free, and nothing that was trained without it is trained again
+    names = {stage.name: stage.values for stage in stages_of(SMALL)}
+    kept = {stage.name: stage.values for stage in stages_of(study) if stage.name in names}
+    assert kept == names
+
+
+def test_another_seed_is_another_training_of_every_model() -> None:
+    study = SMALL.model_copy(update={"seeds": [1, 3]})
+    first, third = (
+        find_stage(study, "03_student_distillation", subset="n", setup="bs", **seed)
+        for seed in ({}, {"seed": "3"})
+    )
+    assert (first.name, third.name) == (
+        "03_student_distillation-n-bs",
+        "03_student_distillation-n-bs-seed3",
+    )
+    assert first.values == find_stage(SMALL, first.row.notebook, subset="n", setup="bs").values
+    assert third.values != first.values
+    # it imitates the teacher of its own seed
+    needed = {stage.name for stage in third.needs}
+    assert needed == {"01_data_exploration", "02_teacher_training-n-seed3"}
+    evaluation = find_stage(study, "06_evaluation", subset="n")
+    assert {"02_teacher_training-n", third.name} < {stage.name for stage in evaluation.needs}
+    with pytest.raises(ParameterError, match=r"seed: 2 is not in study 'small'.*\[1, 3\]"):
+        find_stage(study, "02_teacher_training", subset="n", seed=2)  # type: ignore[arg-type]
 
 
 def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:

@@ -40,6 +40,7 @@ from zdc_nb.evaluation import (
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
+from zdc_nb.evaluation.comparison import Resampled
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
 from zdc_nb.evaluation.metrics import Observed
@@ -476,17 +477,20 @@ class Session:
         """
         parts = []
         for subset in self.study.subsets:
-            test = self.split(subset).test
-            models = {
-                name: resample(
-                    test, {seed: self.observed(name, subset, seed) for seed in self.study.seeds}
-                )
-                for name in trained_models(self.study)
-            }
-            table = paired_differences(models, baseline)
+            table = paired_differences(self.resampled(subset), baseline)
             table.insert(0, "subset", subset)
             parts.append(table)
         return pd.concat(parts, ignore_index=True)
+
+    def resampled(self, subset: str) -> dict[str, Resampled]:
+        """Metrics of every trained model on one data set and on resampled particles of it."""
+        test = self.split(subset).test
+        return {
+            name: resample(
+                test, {seed: self.observed(name, subset, seed) for seed in self.study.seeds}
+            )
+            for name in trained_models(self.study)
+        }
 
     # --- what is shown ---
 

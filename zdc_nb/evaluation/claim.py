@@ -1,0 +1,175 @@
+"""Does the channel loss help? Error against its weight, in pictures and sentences.
+
+A table here has a row for each metric of each model of each study and data set, with the columns
+
+coordinates, subset, model, start
+    ``fibres`` or ``splits``; name; ``scratch`` or ``teacher``, where a student began (empty for
+    what is no student).
+weight
+    of the channel loss, 0 without it; empty where more than the weight tells a student from the
+    setup ``bs`` of the same start.
+metric, value, low, high, trainings
+    mean over trainings and generations, with its interval.
+baseline, change, change_low, change_high, improvement
+    the student without physics of the same start, and against it the change (per cent) with its
+    interval, and the probability that it is an improvement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.conclusions import listed_names
+from zdc_nb.evaluation.figures import COLOURS
+
+__all__ = ["claim_figure", "claim_findings", "claim_rest"]
+
+_STARTS = {"scratch": ("#d55e00", "o", "from scratch"), "teacher": ("#0173b2", "s", "as teacher")}
+
+_UNITS = {"centre MAE": "fibres", "radius MAE": "fibres"}
+
+_PRICE = ("centre MAE", "radius MAE")
+"""What must not become worse for a better channel error."""
+
+
+def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
+    """A metric against the weight of the channel loss, with intervals.
+
+    A panel for each data set (row) and coordinate system (column), a line for each start; beside
+    them the teacher, and new simulations scaled to the photon sum (``reference+sum``).
+    """
+    chosen = table[table["metric"] == metric]
+    subsets, coordinates = (list(dict.fromkeys(chosen[key])) for key in ("subset", "coordinates"))
+    size = 5.2 * len(coordinates) + 0.6, 3.6 * len(subsets) + 1.0
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(subsets), len(coordinates), squeeze=False, sharex=True, sharey="row")
+    for row, subset in zip(axes, subsets, strict=True):
+        for axis, name in zip(row, coordinates, strict=True):
+            part = chosen[(chosen["subset"] == subset) & (chosen["coordinates"] == name)]
+            _against_weight(axis, part)
+            trainings = int(part["trainings"].max())
+            axis.set_title(f"{subset}, {name}, {trainings} training{'s' * (trainings > 1)} of each")
+            axis.set_xlabel("weight of the channel loss (0: without)")
+        row[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(
+        f"{metric} of students on particles never seen, less is better\n"
+        f"(bars: {LEVEL:.0%} intervals over particles and trainings)"
+    )
+    return figure
+
+
+def _against_weight(axis: Axes, part: pd.DataFrame) -> None:
+    weights = sorted({float(weight) for weight in part["weight"].dropna()} - {0.0})
+    none = weights[0] / 10 if weights else 0.1  # where a logarithmic axis has no weight
+    for start, (colour, marker, label) in _STARTS.items():
+        line = part[(part["start"] == start) & part["weight"].notna()].sort_values("weight")
+        axis.errorbar(
+            line["weight"].replace(0.0, none) * (1.04 if start == "scratch" else 0.96),
+            line["value"],
+            [line["value"] - line["low"], line["high"] - line["value"]],
+            fmt=f"{marker}-",
+            color=colour,
+            capsize=3,
+            label=f"students, begun {label}",
+        )
+    for model, style, label in (
+        ("teacher", "--", "their teacher"),
+        ("reference+sum", "-", "new simulations"),
+    ):
+        for value in part.loc[part["model"] == model, "value"]:
+            axis.axhline(value, color=COLOURS[model], linestyle=style, label=label)
+    axis.set_xscale("log")
+    axis.set_xticks([none, *weights], ["0", *(f"{weight:g}" for weight in weights)])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+
+
+def claim_rest(table: pd.DataFrame) -> pd.DataFrame:
+    """The students that more than the weight tells from ``bs``: a row each, changes as text.
+
+    Columns coordinates, subset, model, baseline, and the change of each metric with its interval.
+    """
+    rest = table[(table["start"] != "") & table["weight"].isna()]
+    text = [
+        f"{row['change']:+.1f} [{row['change_low']:+.1f}, {row['change_high']:+.1f}]"
+        for row in rest.to_dict("records")
+    ]
+    keys = ["coordinates", "subset", "model", "baseline"]
+    wide = rest.assign(text=text).pivot(index=keys, columns="metric", values="text")
+    return wide[list(dict.fromkeys(rest["metric"]))].reset_index()
+
+
+def claim_findings(table: pd.DataFrame) -> list[str]:
+    """What is shown, and what is not, of the channel loss and of what else was tried."""
+    return [*_sentences(table)]
+
+
+def _sentences(table: pd.DataFrame) -> Iterator[str]:
+    verdicts = []
+    for (coordinates, start), part in table[table["weight"].notna()].groupby(
+        ["coordinates", "start"], sort=False
+    ):
+        where = f"{coordinates}, begun {_STARTS[str(start)][2]}"
+        found = _helpful(part)
+        said = [_best(part[part["subset"] == subset]) for subset in dict.fromkeys(part["subset"])]
+        yield f"**{where}.** {' '.join(said)}"
+        verdicts.append(
+            f"{where}: yes on {listed_names(found['free'])}; at the price of a larger error of "
+            f"centre or radius on {listed_names(found['paid'])}; not shown on "
+            f"{listed_names(found['none'])}"
+        )
+    yield (
+        "**Does a channel loss of any weight give a smaller MAE_cw?** (Shown where the "
+        f"{LEVEL:.0%} interval of the change leaves out 0, at one weight at least.) "
+        f"{'. '.join(verdict[0].upper() + verdict[1:] for verdict in verdicts)}."
+    )
+    trainings = int(table.loc[table["start"] != "", "trainings"].min())
+    tried = table.loc[(table["metric"] == "MAE_cw") & (table["weight"] > 0)]
+    yield (
+        f"**How sure.** {trainings} training{'s' * (trainings > 1)} of each model at least, "
+        f"{len(tried)} changes of MAE_cw: without any effect about {(1 - LEVEL) * len(tried):.1f} "
+        "of them would leave out 0."
+        + ("" if trainings > 1 else " One training says nothing of what another seed would give.")
+    )
+
+
+def _best(part: pd.DataFrame) -> str:
+    """Of one start on one data set: the best weight, what it brings and what it costs."""
+    mae = part[part["metric"] == "MAE_cw"]
+    with_loss = mae[mae["weight"] > 0]
+    subset = str(part["subset"].iloc[0])
+    if with_loss.empty:
+        return f"{subset}: no channel loss was tried."
+    best = with_loss.sort_values("value").iloc[0]
+    others = part[(part["model"] == best["model"]) & part["metric"].isin(["WS", *_PRICE])]
+    prices = [f"{row['metric']} {_change(row)}" for row in others.to_dict("records")]
+    bare = float(mae.loc[mae["weight"] == 0, "value"].iloc[0])
+    worse = with_loss[with_loss["change_low"] > 0]
+    return (
+        f"{subset}: the smallest MAE_cw is at weight {best['weight']:g}, "
+        f"{bare:.1f} to {best['value']:.1f} photons ({_change(best)}); the same students' {', '.join(prices)}. "
+        f"Shown worse in MAE_cw: weights {listed_names(f'{w:g}' for w in worse['weight'])}."
+    )
+
+
+def _change(row: Mapping[Hashable, Any] | pd.Series) -> str:
+    return f"{row['change']:+.0f}% [{row['change_low']:+.0f}, {row['change_high']:+.0f}]"
+
+
+def _helpful(part: pd.DataFrame) -> dict[str, list[str]]:
+    """Data sets where some weight helps: ``free``, only ``paid`` for in shape, or ``none``."""
+    found: dict[str, list[str]] = {"free": [], "paid": [], "none": []}
+    for subset, rows in part[part["weight"] > 0].groupby("subset", sort=False):
+        helpful = rows.loc[rows["metric"].eq("MAE_cw") & (rows["change_high"] < 0), "model"]
+        costly = rows.loc[rows["metric"].isin(_PRICE) & (rows["change_low"] > 0), "model"]
+        kind = "free" if {*helpful} - {*costly} else "paid" if len(helpful) else "none"
+        found[kind].append(str(subset))
+    return found

@@ -1,0 +1,123 @@
+"""Does the physics in the loss help? Students of several studies against the weight of their loss."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from zdc_nb.evaluation import intervals, paired_differences
+from zdc_nb.params import ParameterError, Study, load_parameters, load_study, project_root
+from zdc_nb.study.session import Session
+from zdc_nb.study.stages import find_stage
+
+__all__ = ["Claim", "claim_table", "load_claim"]
+
+
+class Claim(BaseModel):
+    """What is compared, as read from one YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    reports: Annotated[str, Field(min_length=1)]
+    studies: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return project_root() / self.reports / self.name
+
+
+def load_claim(path: str | Path) -> Claim:
+    """Read and check a file of a claim, see :func:`zdc_nb.params.load_parameters`."""
+    return load_parameters(path, Claim, "claim")
+
+
+def claim_table(claim: Claim) -> pd.DataFrame:
+    """The table of :mod:`zdc_nb.evaluation.claim`.
+
+    Raises
+    ------
+    ParameterError
+        naming a study without the setup ``bs``.
+    MissingArtefactError
+        naming what has not been run.
+    """
+    return pd.concat([_of_study(load_study(file)) for file in claim.studies], ignore_index=True)
+
+
+def _of_study(study: Study) -> pd.DataFrame:
+    if "bs" not in study.setups:
+        raise ParameterError(f"setups: {study.name} has no 'bs' to compare with")
+    session = Session(find_stage(study, "07_ablations"))
+    without = _without_physics(study)
+    starts = {name: _start(study, name) for name in study.students}
+    parts = []
+    for subset in study.subsets:
+        models = session.resampled(subset)
+        found = intervals(models)
+        changes = [
+            paired_differences(
+                {name: models[name] for name in starts if starts[name] == start}, baseline
+            ).assign(baseline=baseline)
+            for start, baseline in without.items()
+        ]
+        columns = {"low": "change_low", "high": "change_high"}
+        against = pd.concat(changes).rename(columns=columns)
+        new = ["baseline", "change", "change_low", "change_high", "improvement"]
+        keys = ["model", "metric"]
+        found = found.merge(against[[*keys, *new]], on=keys, how="left")
+        floor = session.baselines(subset)
+        floor = floor[floor["model"].eq("reference+sum") & floor["metric"].isin(found["metric"])]
+        mean = floor.groupby(["model", "metric"], sort=False)["value"].mean().reset_index()
+        found = pd.concat([found, mean], ignore_index=True)
+        found.insert(0, "coordinates", study.preprocessing.coordinates)
+        found.insert(1, "subset", subset)
+        parts.append(found)
+    table = pd.concat(parts, ignore_index=True)
+    table["start"] = table["model"].map(starts).fillna("")
+    weights = {name: _weight(study, name, without) for name in study.students}
+    table["weight"] = table["model"].map(weights).astype(float)
+    return table
+
+
+def _start(study: Study, name: str) -> str:
+    return study.student_of(name)[1].start
+
+
+def _without_physics(study: Study) -> dict[str, str]:
+    """By start, the first student of the setup ``bs``."""
+    found: dict[str, str] = {}
+    for name in study.students:
+        if study.student_of(name)[0] == "bs":
+            found.setdefault(_start(study, name), name)
+    return found
+
+
+def _weight(study: Study, name: str, without: dict[str, str]) -> float | None:
+    """The weight of the channel loss, if nothing else tells it from ``bs`` of the same start."""
+    setup, params = study.student_of(name)
+    if params.start not in without:
+        return None
+    if name == without[params.start]:
+        return 0.0
+    _, bare = study.student_of(without[params.start])
+    alike = params.model_copy(update={"channel_weight": bare.channel_weight}) == bare
+    return params.channel_weight if setup == "bs+ch" and alike else None
+
+
+def main() -> int:
+    """Command line: print the study files that a file of a claim names, a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("claim", help="a file of a claim, such as params/claim.yaml")
+    print(*load_claim(parser.parse_args().claim).studies, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
