@@ -9,16 +9,19 @@ from tests.test_splitting import SPLITS, make_flow
 from zdc_nb.data.events import Events, split_by_response
 from zdc_nb.data.simulation import simulate
 from zdc_nb.detector import ZN, Detector, split_tree
-from zdc_nb.flows.maf_iaf import Teacher
+from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.generator import (
     ConditionScaler,
     Surrogate,
     binomial_nats,
+    density_nats,
+    divergence_from_teacher,
     has_nats,
     load_surrogate,
     nats_of,
     save_surrogate,
 )
+from zdc_nb.generator.encoding import encode_responses
 from zdc_nb.params import FlowParams, load_study
 from zdc_nb.training import train_splitting
 
@@ -32,7 +35,7 @@ def pair_events(counts: list[tuple[int, int]]) -> Events:
     return Events.from_arrays(np.full(len(counts), 2112), features, responses, detector=PAIR)
 
 
-def make_teacher() -> Surrogate:
+def make_model(kind: type[Teacher] | type[Student], seed: int = 1) -> Surrogate:
     params = FlowParams(
         transforms=2,
         bins=4,
@@ -45,9 +48,9 @@ def make_teacher() -> Surrogate:
         engine="fused",
         precision="float32",
     )
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     scaler = ConditionScaler(np.zeros(10), np.full(10, 100.0))
-    flow = Teacher(1, 10, params, seed=1).eval()
+    flow = kind(1, 10, params, seed=1).eval()
     with torch.no_grad():
         for weight in flow.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
@@ -70,7 +73,7 @@ def exact_probabilities(model: Surrogate, photon_sum: int) -> np.ndarray:
 
 
 def test_the_bound_of_a_teacher_is_one_and_averages_to_the_probability() -> None:
-    model = make_teacher()
+    model = make_model(Teacher)
     exact = exact_probabilities(model, 4)
     assert exact.sum() == pytest.approx(1, abs=2e-3)
     for half in range(5):
@@ -95,7 +98,7 @@ def test_fixed_shares_are_scipys_binomials() -> None:
 
 
 def test_the_published_coordinates_have_none() -> None:
-    model = make_teacher()
+    model = make_model(Teacher)
     fibres = load_study("params/smoke.yaml").preprocessing
     old = Surrogate(model.flow, model.architecture, model.scaler, fibres)
     assert has_nats(model)
@@ -137,3 +140,59 @@ def test_a_flow_of_nan_is_refused() -> None:
     context[:, -1] = 50
     drawn = flow.sample(context, torch.Generator().manual_seed(1))
     assert not torch.equal(drawn.sum(1), context[:, -1].long())
+
+
+def on_a_grid(model: Surrogate, events: Events) -> tuple[np.ndarray, np.ndarray]:
+    """Places in flow space, and the log-density there, by the Pyro distribution of the flow."""
+    grid = torch.linspace(-25, 25, 20_001)[:, None]
+    condition = model.conditions(events).expand(len(grid), -1)
+    with torch.no_grad():
+        logs = model.flow.distribution(condition).log_prob(grid)
+    return grid[:, 0].double().numpy(), logs.double().numpy()
+
+
+def test_the_divergence_from_the_teacher_is_its_integral() -> None:
+    student, teacher = make_model(Student, seed=5), make_model(Teacher, seed=6)
+    one = pair_events([(3, 4)])
+    x, log_q = on_a_grid(student, one)
+    _, log_p = on_a_grid(teacher, one)
+    step = x[1] - x[0]
+    assert (np.exp(log_q) * step).sum() == pytest.approx(1, abs=2e-3)
+    exact = (np.exp(log_q) * (log_q - log_p) * step).sum()
+    assert exact > 0.05
+    found = divergence_from_teacher(student, teacher, pair_events([(3, 4)] * 20_000), 7, 5000)
+    error = found.std() / np.sqrt(len(found))
+    assert found.mean() == pytest.approx(exact, abs=4 * error)
+    assert error < 0.1 * exact
+    # the other way round is another number
+    other = (np.exp(log_p) * (log_p - log_q) * step).sum()
+    assert abs(other - exact) > 8 * error
+
+
+def test_densities_of_teacher_and_student_are_those_of_their_distributions() -> None:
+    events = pair_events([(0, 9), (5, 4), (2, 7)] * 50)
+    for kind in (Teacher, Student):
+        model = make_model(kind)
+        found = density_nats(model, events, seed=3, batch=64)
+        # x of the same seed lies between grid points, where the density is smooth
+        generator = torch.Generator().manual_seed(3)
+        x = np.concatenate(
+            [
+                encode_responses(
+                    torch.from_numpy(events.photons[k : k + 64].toarray().astype(np.int64)),
+                    SPLITS,
+                    PAIR,
+                    generator,
+                )[0].numpy()
+                for k in range(0, len(events), 64)
+            ]
+        )[:, 0]
+        grid, logs = on_a_grid(model, events[:1])
+        np.testing.assert_allclose(found, -np.interp(x, grid, logs), atol=2e-3)
+
+
+def test_a_divergence_needs_a_student_and_a_teacher() -> None:
+    student, teacher = make_model(Student), make_model(Teacher)
+    events = pair_events([(1, 2)])
+    with pytest.raises(TypeError, match="expected a student and a teacher"):
+        divergence_from_teacher(teacher, student, events, 0, 1)  # exchanged

@@ -41,6 +41,7 @@ from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
 from zdc_nb.evaluation.tables import (
     COSTS,
+    LIKELIHOODS,
     SHAPE_MODELS,
     dataset_sizes,
     model_pivot,
@@ -54,6 +55,7 @@ from zdc_nb.evaluation.tables import (
 __all__ = [
     "BASELINES",
     "COSTS",
+    "LIKELIHOODS",
     "METRICS",
     "QUANTITIES",
     "SHAPE_MODELS",

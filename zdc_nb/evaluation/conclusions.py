@@ -357,6 +357,18 @@ def _likeness_sentences(table: pd.DataFrame) -> Iterator[str]:
             f"{listed_names(worse)}."
         )
 
+    divergence = table[table["metric"] == "KL"].set_index("model")["mean"].sort_values()
+    density = table[table["metric"] == "density"].set_index("model")["mean"]
+    if len(divergence):
+        text = "**KL(student || teacher)**, nats per response (0: the student is its teacher): "
+        text += ", ".join(f"{model} {value:.1f}" for model, value in divergence.items())
+        if "teacher" in density:
+            lost = (density.drop("teacher") - density["teacher"]).sort_values()
+            text += ". Test responses are less likely to the student than to its teacher by " + (
+                ", ".join(f"{model} {value:.1f}" for model, value in lost.items())
+            )
+        yield f"{text} nats."
+
 
 def model_findings(table: pd.DataFrame) -> str:
     """How every trained model does beside the floor, on every data set, as a Markdown list.

@@ -37,6 +37,10 @@ SHAPE_MODELS = ("reference", "reference+sum", "teacher", "bs", "bs+ch+div", "spl
 
 UNTRAINED = (*BASELINES, "binomial")
 
+LIKELIHOODS = ("nats", "density", "KL")
+"""Nats per response: -log P of a test response; -log of its density, dequantised, in a flow's own
+coordinates; and KL(student || teacher)."""
+
 COSTS = ("train_seconds", "ms_per_sample", "megabytes")
 """What a model costs: seconds of its training (a student's without its teacher's), milliseconds
 from a particle to photons at batch 256, and megabytes of its file."""
@@ -177,10 +181,10 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     -------
     Columns subset, model, metric, mean, std (over all runs, ddof = 1; empty where there is one),
     runs (those of all trainings). Metrics are those of Table 1; ``centre`` and ``radius``, the MAE of Table 2 (fibres);
-    ``AUC``; ``nats``; and :data:`COSTS`. What a model does not have is left out.
+    ``AUC``; :data:`LIKELIHOODS`; and :data:`COSTS`. What a model does not have is left out.
     """
     renamed = {"centre MAE": "centre", "radius MAE": "radius"}
-    metrics = (*METRICS, "centre", "radius", "AUC", "nats", *COSTS)
+    metrics = (*METRICS, "centre", "radius", "AUC", *LIKELIHOODS, *COSTS)
     every = pd.concat([evaluations, costs], ignore_index=True)
     every = every.assign(metric=every["metric"].replace(renamed))
     groups = require_finite(every, "value").groupby(["subset", "model", "metric"])["value"]
@@ -192,10 +196,10 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 def model_pivot(table: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`model_table`: a row for each subset and model, a column for each metric."""
-    columns = [name for name in dict.fromkeys(table["metric"]) if name != "nats"]
+    found = dict.fromkeys(table["metric"])
+    columns = [name for name in found if name not in LIKELIHOODS]
     position = columns.index("AUC") + 1 if "AUC" in columns else len(columns)
-    if (table["metric"] == "nats").any():
-        columns.insert(position, "nats")
+    columns[position:position] = [name for name in LIKELIHOODS if name in found]
     order = pd.MultiIndex.from_frame(table[["subset", "model"]].drop_duplicates())
     means = table.pivot(index=["subset", "model"], columns="metric", values="mean")
     return means.reindex(order)[columns]

@@ -501,10 +501,18 @@ class Student(Flow):
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
+        return self.sample_with_log_prob(context, generator)[0]
+
+    @torch.no_grad()
+    def sample_with_log_prob(
+        self, context: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Samples (N, D) as :meth:`sample`, and their log p(x | c) (N,), from the same pass."""
         for block in self._typed_blocks:
             block.refuse_dropout()
         z = _standard_normal(context, self.dim, generator)
-        return self.trace(z, context).data.contiguous()
+        trace = self.trace(z, context)
+        return trace.data.contiguous(), _log_normal(trace.ends[-1]) - trace.log_derivative
 
     def _backwards(self, ends: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         log_derivative = ends.new_zeros(ends.shape[1])

@@ -8,7 +8,13 @@ from zdc_nb.generator.encoding import (
     flow_dim,
     split_cells,
 )
-from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
+from zdc_nb.generator.likelihood import (
+    binomial_nats,
+    density_nats,
+    divergence_from_teacher,
+    has_nats,
+    nats_of,
+)
 from zdc_nb.generator.surrogate import (
     DivergenceError,
     Surrogate,
@@ -23,6 +29,8 @@ __all__ = [
     "binomial_nats",
     "channel_fractions",
     "decode_responses",
+    "density_nats",
+    "divergence_from_teacher",
     "encode_responses",
     "flow_dim",
     "has_nats",

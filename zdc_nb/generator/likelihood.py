@@ -6,6 +6,10 @@ coordinates give densities of dequantised counts: the mean of their logarithm, w
 cell of t that a count came from, is a lower bound of the log-probability, so their nats are an upper
 bound. In the coordinates of the fibres there is no such number: noised counts divided by their sum
 lie on a simplex, where the density has no bound.
+
+Densities of dequantised responses are exact for teacher and student in either coordinates, and
+comparable between models of the same coordinates. How far a student is from the teacher that it
+imitates needs no data: KL(student || teacher) is a mean over the student's own samples.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from tqdm import tqdm
 
 from zdc_nb.data.events import Events
 from zdc_nb.detector import split_tree
+from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import encode_responses, split_cells
 from zdc_nb.generator.surrogate import Surrogate
 
-__all__ = ["binomial_nats", "has_nats", "nats_of"]
+__all__ = ["binomial_nats", "density_nats", "divergence_from_teacher", "has_nats", "nats_of"]
 
 
 def has_nats(model: Surrogate) -> bool:
@@ -64,6 +69,68 @@ def nats_of(
         else:
             logs = _bound(model, counts, conditions[here], events, generator)
         found.append(-logs.to(torch.float64).cpu().numpy())
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def density_nats(
+    model: Surrogate, events: Events, seed: int, batch: int, progress: bool = False
+) -> NDArray[np.float64]:
+    """(N,) -log p(x | particle, photon sum) of dequantised responses x in a flow's coordinates.
+
+    Exact for teacher and student; a student's flow is inverted for it
+    (:meth:`zdc_nb.flows.maf_iaf.Student.log_prob`). Equal seeds dequantise equally, so that models
+    of the same coordinates are compared on the same x. The rest is as in :func:`nats_of`;
+    ``TypeError`` for a model of counts.
+    """
+    if model.preprocessing is None or isinstance(model.flow, SplittingFlow):
+        raise TypeError("density_nats: expected a teacher or a student")
+    model.flow.eval()
+    generator = torch.Generator().manual_seed(seed)
+    conditions = model.conditions(events)
+    found = []
+    for start in tqdm(range(0, len(events), batch), "density", disable=not progress, delay=10):
+        here = slice(start, start + batch)
+        counts = torch.from_numpy(events.photons[here].toarray().astype(np.int64))
+        x, _ = encode_responses(counts, model.preprocessing, events.detector, generator)
+        logs = model.flow.log_prob(x.to(conditions.device), conditions[here])
+        found.append(-logs.to(torch.float64).cpu().numpy())
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def divergence_from_teacher(
+    student: Surrogate,
+    teacher: Surrogate,
+    events: Events,
+    seed: int,
+    batch: int,
+    progress: bool = False,
+) -> NDArray[np.float64]:
+    """(N,) log q(x) - log p(x) at one sample x ~ q for each event's particle and photon sum.
+
+    q is the student and p the teacher that it imitates; the mean over samples is an unbiased
+    estimate of KL(q || p) = E_q[log q(x) - log p(x)] in nats, averaged over the events. A single
+    value may be negative, the divergence is not.
+
+    Raises
+    ------
+    TypeError
+        where they are not a student and a teacher.
+    """
+    ours, theirs = student.flow, teacher.flow
+    if not (isinstance(ours, Student) and isinstance(theirs, Teacher)):
+        raise TypeError("divergence_from_teacher: expected a student and a teacher")
+    ours.eval()
+    theirs.eval()
+    generator = torch.Generator().manual_seed(seed)
+    conditions = student.conditions(events)
+    found = []
+    for start in tqdm(range(0, len(events), batch), "divergence", disable=not progress, delay=10):
+        condition = conditions[start : start + batch]
+        x, own = ours.sample_with_log_prob(condition, generator)
+        difference = own.to(torch.float64) - theirs.log_prob(x, condition).to(torch.float64)
+        found.append(difference.cpu().numpy())
     return np.concatenate(found)
 
 

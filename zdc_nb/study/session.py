@@ -44,7 +44,13 @@ from zdc_nb.evaluation.comparison import Resampled
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
 from zdc_nb.evaluation.metrics import Observed
-from zdc_nb.generator.likelihood import binomial_nats, has_nats, nats_of
+from zdc_nb.generator.likelihood import (
+    binomial_nats,
+    density_nats,
+    divergence_from_teacher,
+    has_nats,
+    nats_of,
+)
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
@@ -396,10 +402,8 @@ class Session:
         metrics = evaluate_runs(
             self.subset, name, test, generations(), evaluation.classifier_runs, seen.append
         )
-        if has_nats(surrogate):
-            seed = derive_seed(self.study.seed, "nats", self.subset)
-            nats = float(nats_of(surrogate, test, seed, evaluation.batch, progress=True).mean())
-            metrics = _with_row(metrics, self.subset, name, "nats", nats)
+        for metric, value in self._likelihoods(surrogate, name, training).items():
+            metrics = _with_row(metrics, self.subset, name, metric, value)
         with observed.write() as temporary:
             channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
             np.savez_compressed(
@@ -411,6 +415,21 @@ class Session:
         logged = {str(metric): mean for metric, mean in means.items()}
         log_metrics(self.study, _curves(found), logged)
         return metrics
+
+    def _likelihoods(self, surrogate: Surrogate, name: str, training: int) -> dict[str, float]:
+        """``nats``, ``density`` and ``KL``, as far as a model has them."""
+        test, batch = self.test_events, self.study.evaluation.batch
+        # the same noise for all models
+        seed = derive_seed(self.study.seed, "nats", self.subset)
+        found = {}
+        if has_nats(surrogate):
+            found["nats"] = nats_of(surrogate, test, seed, batch, progress=True)
+        if name != "splitting":
+            found["density"] = density_nats(surrogate, test, seed, batch, progress=True)
+        if kind_of(name) == "student":
+            teacher = self.model("teacher", seed=training)
+            found["KL"] = divergence_from_teacher(surrogate, teacher, test, seed, batch, True)
+        return {metric: float(values.mean()) for metric, values in found.items()}
 
     def importances(self, names: Sequence[str]) -> pd.DataFrame:
         """What tells the first generation of models from the test part: model, feature, importance.
