@@ -70,11 +70,11 @@ BENCH_RESULTS = "reports/$$(basename "$$BENCH" .yaml)"
 
 bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
 	@mkdir -p $(BENCH_RESULTS)
-	$(BIN)/papermill notebooks/11_benchmark.ipynb $(BENCH_RESULTS)/11_benchmark.running.ipynb \
+	$(BIN)/papermill notebooks/13_benchmark.ipynb $(BENCH_RESULTS)/13_benchmark.running.ipynb \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
-	@mv $(BENCH_RESULTS)/11_benchmark.running.ipynb $(BENCH_RESULTS)/11_benchmark.ipynb
+	@mv $(BENCH_RESULTS)/13_benchmark.running.ipynb $(BENCH_RESULTS)/13_benchmark.ipynb
 	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
-	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/11_benchmark.ipynb
+	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/13_benchmark.ipynb
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 CHANGES ?= params/changes.yaml
@@ -98,11 +98,11 @@ endef
 
 changes: export FILE = $(CHANGES)
 changes: $(VENV)/.installed ## what each change is worth, from the published recipe to the splitting flow
-	$(call SIDE_BY_SIDE,changes,12_changes)
+	$(call SIDE_BY_SIDE,changes,14_changes)
 
 claim: export FILE = $(CLAIM)
 claim: $(VENV)/.installed ## does the physics in the loss help? Hours: many students, three trainings each
-	$(call SIDE_BY_SIDE,claim,14_claim)
+	$(call SIDE_BY_SIDE,claim,16_claim)
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"

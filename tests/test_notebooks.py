@@ -74,7 +74,10 @@ def test_every_stage_left_a_record(smoke: Study) -> None:
 
 def test_table1_is_that_of_before(smoke: Study) -> None:
     table = pd.read_csv(smoke.reports / "tables" / "table1.csv")
-    assert list(table.columns) == ["subset", "model", "metric", "mean", "std", "runs"]
+    spread = ["std_trainings", "trainings"]
+    assert list(table.columns) == ["subset", "model", "metric", "mean", "std", "runs", *spread]
+    assert (table["trainings"] == 1).all()
+    assert table["std_trainings"].isna().all()
     assert_matches_reference(table)
 
 
@@ -213,7 +216,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     # students of several studies against the weight of their channel loss
     claim = {"reports": "reports", "studies": ["params/new.yaml"]}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
-    command = ("papermill", "notebooks/14_claim.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/16_claim.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "claim", "params/claim.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     found = pd.read_csv("reports/claim/claim.csv").query("metric == 'MAE_cw' and start.notna()")
@@ -226,7 +229,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     ]
     content = {"reports": "reports", "subset": "all", "rows": rows}
     Path("params/changes.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    command = ("papermill", "notebooks/12_changes.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/14_changes.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "changes", "params/changes.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv("reports/changes/changes.csv").set_index("model")

@@ -103,7 +103,9 @@ def test_results_come_back_as_they_were_saved(smoke: Study) -> None:
     generated = surrogate.generate(test, seed=1, batch=7)
     assert generated.shape == stage.samples("bs").shape == test.responses.shape
     assert set(stage.history("bs")["split"]) == {"train", "validation"}
-    pd.testing.assert_frame_equal(stage.evaluate("bs"), stage.metrics("bs"))
+    evaluated = stage.evaluate("bs")
+    assert (evaluated["seed"] == 1).all()
+    pd.testing.assert_frame_equal(evaluated.drop(columns="seed"), stage.metrics("bs"))
     assert set(stage.baselines()["model"]) == {*BASELINES, "binomial"}
     assert set(stage.all_metrics()["model"]) == {"teacher", *smoke.setups, "splitting"}
 
