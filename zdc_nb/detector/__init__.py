@@ -6,6 +6,7 @@ from zdc_nb.detector.observables import (
     containment_radius,
     diversity,
     diversity_weights,
+    measure,
     shower_centre,
 )
 from zdc_nb.detector.splitting import SplitTree, split_tree
@@ -18,6 +19,7 @@ __all__ = [
     "containment_radius",
     "diversity",
     "diversity_weights",
+    "measure",
     "shower_centre",
     "split_tree",
 ]

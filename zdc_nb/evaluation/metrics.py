@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events
-from zdc_nb.detector import Detector, channel_sums, containment_radius, shower_centre
+from zdc_nb.detector import Detector, measure
 
 __all__ = [
     "METRICS",
@@ -153,11 +153,8 @@ class Observed(NamedTuple):
 
 def observe(responses: NDArray[Any], detector: Detector) -> Observed:
     """What the metrics look at of (N, R, K) responses."""
-    return Observed(
-        channel_sums(responses, detector),
-        shower_centre(responses, detector),
-        containment_radius(responses, detector)[:, None],
-    )
+    channels, centre, radius = measure(responses, detector)
+    return Observed(channels, centre, radius[:, None])
 
 
 def compare(observed: Observed, found: Observed, test: Events) -> dict[str, float]:
