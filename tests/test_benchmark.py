@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from zdc_nb.bench import evaluation as loops
 from zdc_nb.bench import results as bench_tables
 from zdc_nb.bench import run as benchmark
 from zdc_nb.bench.cases import CASES, BenchParams, compulsory_bytes, load_bench, useful_flop
+from zdc_nb.bench.evaluation import evaluation_findings, time_evaluation
 from zdc_nb.bench.libraries import NflowsPeer, Ours, PyroPeer
 from zdc_nb.bench.results import benchmark_findings
 from zdc_nb.bench.run import Benchmark, run_benchmark
 from zdc_nb.bench.splitting import splitting_findings, time_splitting
+from zdc_nb.data import simulate
+from zdc_nb.evaluation import evaluate
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.params import ParameterError, load_study
 
@@ -40,6 +45,8 @@ TINY: dict[str, Any] = {
     "seconds": 1e-6,
     "product_size": 64,
     "copy_mb": 1,
+    "evaluated": 60,
+    "generations": 2,
     "splitting": {
         "window": 3,
         "bins": 4,
@@ -388,6 +395,27 @@ def test_the_splitting_flow_is_timed_beside_its_definition_and_a_student(
     first = splitting_findings(made_up)[0]
     assert "1 at once" in first
     assert "3 times as long, the student 0.5 times" in first
+
+
+def test_the_evaluation_is_timed_beside_loops(tmp_path: Path) -> None:
+    times = time_evaluation(load_bench(tiny(tmp_path)))
+    assert list(times["what"]) == ["metrics", "intervals", "metrics, in loops"]
+    assert (times["seconds"] > 0).all()
+    assert (times["responses"] == 60).all()
+    assert times["looped"].tolist() == [pd.NA, pd.NA, 60]
+    made_up = times.assign(seconds=[20.0, 50.0, 400.0])
+    first, second = evaluation_findings(made_up)
+    assert "together above the 60 s" in first
+    assert "20 times the time" in second
+    assert "within" in evaluation_findings(made_up.assign(seconds=[2.0, 5.0, 4.0]))[0]
+
+
+def test_the_loops_find_what_the_metrics_say() -> None:
+    events = simulate(50, 10, 10, seed=3)
+    other = simulate(50, 10, 10, seed=4).responses
+    errors = np.mean(loops.metrics_in_loops(events, other), axis=0)
+    found = evaluate(events, other)
+    assert errors[:5].mean() == pytest.approx(found["MAE_c"], rel=1e-12)
 
 
 @pytest.mark.slow

@@ -73,6 +73,8 @@ class BenchParams(BaseModel):
     bound: PositiveFloat
     hidden_layers: Annotated[int, Field(ge=0)]
     splitting: SplittingFlowParams = Field(description="architecture of the splitting flow")
+    evaluated: Positive = Field(description="responses of the evaluation that is timed")
+    generations: Positive = Field(description="of the test part in that evaluation")
     peers: list[Literal["nflows", "pyro"]]
     passes: Positive = Field(description="timed of the D passes of a peer's inversion")
     runs: Annotated[int, Field(ge=FEWEST_RUNS)] = Field(description="most timed runs of each")
