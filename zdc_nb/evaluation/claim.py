@@ -2,9 +2,9 @@
 
 A table here has a row for each metric of each model of each study and data set, with the columns
 
-coordinates, subset, model, start
-    ``fibres`` or ``splits``; name; ``scratch`` or ``teacher``, where a student began (empty for
-    what is no student).
+study, subset, model, start
+    what the study is called, such as ``fibres``; names; ``scratch`` or ``teacher``, where a student
+    began (empty for what is no student).
 weight
     of the channel loss, 0 without it; empty where more than the weight tells a student from the
     setup ``bs`` of the same start.
@@ -41,18 +41,22 @@ _PRICE = ("centre MAE", "radius MAE")
 def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
     """A metric against the weight of the channel loss, with intervals.
 
-    A panel for each data set (row) and coordinate system (column), a line for each start; beside
-    them the teacher, and new simulations scaled to the photon sum (``reference+sum``).
+    A panel for each data set (row) and study (column), a line for each start; beside them the
+    teacher, and new simulations scaled to the photon sum (``reference+sum``).
     """
     chosen = table[table["metric"] == metric]
-    subsets, coordinates = (list(dict.fromkeys(chosen[key])) for key in ("subset", "coordinates"))
-    size = 5.2 * len(coordinates) + 0.6, 3.6 * len(subsets) + 1.0
+    subsets, studies = (list(dict.fromkeys(chosen[key])) for key in ("subset", "study"))
+    size = 4.4 * len(studies) + 0.8, 3.5 * len(subsets) + 1.0
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(subsets), len(coordinates), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(subsets), len(studies), squeeze=False, sharey="row")
+    weights = sorted({float(weight) for weight in chosen["weight"].dropna()} - {0.0})
     for row, subset in zip(axes, subsets, strict=True):
-        for axis, name in zip(row, coordinates, strict=True):
-            part = chosen[(chosen["subset"] == subset) & (chosen["coordinates"] == name)]
-            _against_weight(axis, part)
+        for axis, name in zip(row, studies, strict=True):
+            part = chosen[(chosen["subset"] == subset) & (chosen["study"] == name)]
+            if part.empty:
+                axis.remove()
+                continue
+            _against_weight(axis, part, weights)
             trainings = int(part["trainings"].max())
             axis.set_title(f"{subset}, {name}, {trainings} training{'s' * (trainings > 1)} of each")
             axis.set_xlabel("weight of the channel loss (0: without)")
@@ -66,8 +70,7 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def _against_weight(axis: Axes, part: pd.DataFrame) -> None:
-    weights = sorted({float(weight) for weight in part["weight"].dropna()} - {0.0})
+def _against_weight(axis: Axes, part: pd.DataFrame, weights: list[float]) -> None:
     none = weights[0] / 10 if weights else 0.1  # where a logarithmic axis has no weight
     for start, (colour, marker, label) in _STARTS.items():
         line = part[(part["start"] == start) & part["weight"].notna()].sort_values("weight")
@@ -95,14 +98,14 @@ def _against_weight(axis: Axes, part: pd.DataFrame) -> None:
 def claim_rest(table: pd.DataFrame) -> pd.DataFrame:
     """The students that more than the weight tells from ``bs``: a row each, changes as text.
 
-    Columns coordinates, subset, model, baseline, and the change of each metric with its interval.
+    Columns study, subset, model, baseline, and the change of each metric with its interval.
     """
     rest = table[(table["start"] != "") & table["weight"].isna()]
     text = [
         f"{row['change']:+.1f} [{row['change_low']:+.1f}, {row['change_high']:+.1f}]"
         for row in rest.to_dict("records")
     ]
-    keys = ["coordinates", "subset", "model", "baseline"]
+    keys = ["study", "subset", "model", "baseline"]
     wide = rest.assign(text=text).pivot(index=keys, columns="metric", values="text")
     return wide[list(dict.fromkeys(rest["metric"]))].reset_index()
 
@@ -114,10 +117,10 @@ def claim_findings(table: pd.DataFrame) -> list[str]:
 
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
     verdicts = []
-    for (coordinates, start), part in table[table["weight"].notna()].groupby(
-        ["coordinates", "start"], sort=False
+    for (study, start), part in table[table["weight"].notna()].groupby(
+        ["study", "start"], sort=False
     ):
-        where = f"{coordinates}, begun {_STARTS[str(start)][2]}"
+        where = f"{study}, begun {_STARTS[str(start)][2]}"
         found = _helpful(part)
         said = [_best(part[part["subset"] == subset]) for subset in dict.fromkeys(part["subset"])]
         yield f"**{where}.** {' '.join(said)}"

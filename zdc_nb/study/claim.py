@@ -25,7 +25,9 @@ class Claim(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     reports: Annotated[str, Field(min_length=1)]
-    studies: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    studies: dict[
+        str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    ] = Field(min_length=1, description="study files, by what they are called in the report")
 
     @property
     def folder(self) -> Path:
@@ -48,10 +50,15 @@ def claim_table(claim: Claim) -> pd.DataFrame:
     MissingArtefactError
         naming what has not been run.
     """
-    return pd.concat([_of_study(load_study(file)) for file in claim.studies], ignore_index=True)
+    parts = [
+        _of_study(load_study(file), label)
+        for label, files in claim.studies.items()
+        for file in files
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _of_study(study: Study) -> pd.DataFrame:
+def _of_study(study: Study, label: str) -> pd.DataFrame:
     if "bs" not in study.setups:
         raise ParameterError(f"setups: {study.name} has no 'bs' to compare with")
     session = Session(find_stage(study, "07_ablations"))
@@ -76,7 +83,7 @@ def _of_study(study: Study) -> pd.DataFrame:
         floor = floor[floor["model"].eq("reference+sum") & floor["metric"].isin(found["metric"])]
         mean = floor.groupby(["model", "metric"], sort=False)["value"].mean().reset_index()
         found = pd.concat([found, mean], ignore_index=True)
-        found.insert(0, "coordinates", study.preprocessing.coordinates)
+        found.insert(0, "study", label)
         found.insert(1, "subset", subset)
         parts.append(found)
     table = pd.concat(parts, ignore_index=True)
@@ -115,7 +122,8 @@ def main() -> int:
     """Command line: print the study files that a file of a claim names, a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("claim", help="a file of a claim, such as params/claim.yaml")
-    print(*load_claim(parser.parse_args().claim).studies, sep="\n")
+    for files in load_claim(parser.parse_args().claim).studies.values():
+        print(*files, sep="\n")
     return 0
 
 

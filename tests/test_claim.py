@@ -1,0 +1,122 @@
+"""Students against the weight of their channel loss: what is said follows from the numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from zdc_nb.evaluation.claim import claim_figure, claim_findings, claim_rest
+from zdc_nb.params import ParameterError
+from zdc_nb.study.claim import load_claim
+
+METRICS = {"WS": 5.0, "MAE_cw": 20.0, "centre MAE": 2.0, "radius MAE": 3.0}
+
+
+def rows_of(
+    model: str, weight: float | None, changes: dict[str, tuple[float, float, float]], **keys: Any
+) -> list[dict[str, Any]]:
+    """A row for each metric: change, low and high in per cent, nothing where not given."""
+    rows = []
+    for metric, level in METRICS.items():
+        change, low, high = changes.get(metric, (0.0, -5.0, 5.0))
+        value = level * (1 + change / 100)
+        against = {"change": change, "change_low": low, "change_high": high, "improvement": 0.5}
+        rows.append(
+            {
+                "study": "fibres",
+                "subset": "lambda",
+                "model": model,
+                "metric": metric,
+                "value": value,
+                "low": 0.9 * value,
+                "high": 1.1 * value,
+                "trainings": 3,
+                "baseline": "scratch",
+                **(against if model != "scratch" else {}),
+                "start": "scratch",
+                "weight": weight,
+                **keys,
+            }
+        )
+    return rows
+
+
+def table_of(*parts: list[dict[str, Any]]) -> pd.DataFrame:
+    plain = rows_of("scratch", 0.0, {})
+    teacher = rows_of("teacher", None, {}, start="")
+    floor = rows_of("reference+sum", None, {}, start="")
+    return pd.DataFrame([row for part in (plain, teacher, floor, *parts) for row in part])
+
+
+HELPS = {"MAE_cw": (-20.0, -30.0, -10.0)}
+COSTS = {"radius MAE": (40.0, 20.0, 60.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (HELPS, "yes on lambda; at the price of a larger error of centre or radius on none"),
+        (HELPS | COSTS, "yes on none; at the price of a larger error of centre or radius on lam"),
+        (COSTS, "yes on none; at the price of a larger error of centre or radius on none; not "),
+        ({"MAE_cw": (-20.0, -50.0, 1.0)}, "on none; not shown on lambda"),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(
+    changes: dict[str, tuple[float, float, float]], expected: str
+) -> None:
+    table = table_of(rows_of("scratch_ch1", 1.0, {}), rows_of("scratch_ch30", 30.0, changes))
+    found = claim_findings(table)
+    [verdict] = [sentence for sentence in found if "Does a channel loss" in sentence]
+    assert expected in verdict
+    assert "2 changes of MAE_cw" in found[-1]
+    assert "about 0.1 of them" in found[-1]
+
+
+def test_the_best_weight_is_named_with_what_it_costs() -> None:
+    table = table_of(
+        rows_of("scratch_ch1", 1.0, {"MAE_cw": (30.0, 10.0, 50.0)}),
+        rows_of("scratch_ch30", 30.0, HELPS | COSTS),
+    )
+    first = claim_findings(table)[0]
+    assert "smallest MAE_cw is at weight 30, 20.0 to 16.0 photons (-20% [-30, -10])" in first
+    assert "radius MAE +40% [+20, +60]" in first
+    assert "Shown worse in MAE_cw: weights 1." in first
+
+
+def test_a_single_training_is_called_one() -> None:
+    table = table_of(rows_of("scratch_ch30", 30.0, HELPS)).assign(trainings=1)
+    assert "One training says nothing" in claim_findings(table)[-1]
+
+
+def test_what_more_than_the_weight_tells_apart_stands_in_a_table_of_its_own() -> None:
+    table = table_of(rows_of("scratch_div", None, HELPS), rows_of("scratch_ch30", 30.0, {}))
+    rest = claim_rest(table)
+    assert rest["model"].tolist() == ["scratch_div"]
+    assert rest["MAE_cw"].tolist() == ["-20.0 [-30.0, -10.0]"]
+    assert not any("scratch_div" in sentence for sentence in claim_findings(table))
+
+
+def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
+    lines = table_of(rows_of("scratch_ch1", 1.0, {}), rows_of("scratch_ch1000", 1000.0, HELPS))
+    table = pd.concat([lines, lines.assign(study="splits"), lines.assign(subset="all")])
+    figure = claim_figure(table, "MAE_cw")
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == [
+        "lambda, fibres, 3 trainings of each",
+        "lambda, splits, 3 trainings of each",
+        "all, fibres, 3 trainings of each",
+    ]
+    labels = [[label.get_text() for label in axis.get_xticklabels()] for axis in figure.axes]
+    assert labels == [["0", "1", "1000"]] * 3
+
+
+def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "claim.yaml"
+    file.write_text(yaml.safe_dump({"reports": "reports", "studies": ["params/small.yaml"]}))
+    with pytest.raises(ParameterError, match=r"claim\.yaml: studies: expected .*, got \["):
+        load_claim(file)
+    file.write_text(yaml.safe_dump({"reports": "reports", "studies": {"fibres": []}}))
+    with pytest.raises(ParameterError, match=r"claim\.yaml: studies"):
+        load_claim(file)
