@@ -90,12 +90,14 @@ def test_a_single_training_is_called_one() -> None:
     assert "One training says nothing" in claim_findings(table)[-1]
 
 
-def test_what_more_than_the_weight_tells_apart_stands_in_a_table_of_its_own() -> None:
+def test_every_other_student_has_a_row_in_the_table_of_changes() -> None:
     table = table_of(rows_of("scratch_div", None, HELPS), rows_of("scratch_ch30", 30.0, {}))
     rest = claim_rest(table)
-    assert rest["model"].tolist() == ["scratch_div"]
-    assert rest["MAE_cw"].tolist() == ["-20.0 [-30.0, -10.0]"]
+    assert rest["model"].tolist() == ["scratch_div", "scratch_ch30"]
+    assert rest["MAE_cw"].tolist() == ["-20.0 [-30.0, -10.0]", "+0.0 [-5.0, +5.0]"]
+    # more than the weight tells it from the student without physics
     assert not any("scratch_div" in sentence for sentence in claim_findings(table))
+    assert claim_rest(pd.DataFrame()).empty
 
 
 def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
@@ -114,9 +116,11 @@ def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
 
 def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "claim.yaml"
-    file.write_text(yaml.safe_dump({"reports": "reports", "studies": ["params/small.yaml"]}))
+    file.write_text(
+        yaml.safe_dump({"reports": "reports", "studies": ["params/small.yaml"], "open": []})
+    )
     with pytest.raises(ParameterError, match=r"claim\.yaml: studies: expected .*, got \["):
         load_claim(file)
-    file.write_text(yaml.safe_dump({"reports": "reports", "studies": {"fibres": []}}))
+    file.write_text(yaml.safe_dump({"reports": "reports", "studies": {"fibres": []}, "open": []}))
     with pytest.raises(ParameterError, match=r"claim\.yaml: studies"):
         load_claim(file)

@@ -214,7 +214,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     assert set(compared["model"]) == {"teacher", "scratch", "scratch_ch", "splitting"}
     assert (compared["low"] <= compared["high"]).all()
     # students of several studies against the weight of their channel loss
-    claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}}
+    claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}, "open": []}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
     command = ("papermill", "notebooks/16_claim.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "claim", "params/claim.yaml")

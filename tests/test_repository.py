@@ -299,7 +299,7 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
 
 def test_the_studies_are_there() -> None:
     compared = ["fibres", "published", "splits"]
-    compared += ["claim_all", "claim_fibres", "claim_splits"]
+    compared += ["claim_all", "claim_fibres", "claim_open", "claim_splits"]
     assert names(STUDIES) == sorted(["full_size", "paper", "small", "smoke", *compared])
 
 

@@ -96,18 +96,23 @@ def _against_weight(axis: Axes, part: pd.DataFrame, weights: list[float]) -> Non
 
 
 def claim_rest(table: pd.DataFrame) -> pd.DataFrame:
-    """The students that more than the weight tells from ``bs``: a row each, changes as text.
+    """Every student against the one without physics: a row each, changes as text.
 
-    Columns study, subset, model, baseline, and the change of each metric with its interval.
+    Columns study, subset, model, and the change of each metric (per cent) with its interval. No
+    rows for an empty table.
     """
-    rest = table[(table["start"] != "") & table["weight"].isna()]
+    if table.empty:
+        return table
+    rest = table[(table["start"] != "") & table["change"].notna()]
     text = [
         f"{row['change']:+.1f} [{row['change_low']:+.1f}, {row['change_high']:+.1f}]"
         for row in rest.to_dict("records")
     ]
-    keys = ["study", "subset", "model", "baseline"]
-    wide = rest.assign(text=text).pivot(index=keys, columns="metric", values="text")
-    return wide[list(dict.fromkeys(rest["metric"]))].reset_index()
+    keys = ["study", "subset", "model"]
+    rest = rest.assign(text=text)
+    wide = rest.pivot(index=keys, columns="metric", values="text")
+    order = pd.MultiIndex.from_frame(rest[keys].drop_duplicates())
+    return wide.reindex(order)[list(dict.fromkeys(rest["metric"]))].reset_index()
 
 
 def claim_findings(table: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ from zdc_nb.params import ParameterError, Study, load_parameters, load_study, pr
 from zdc_nb.study.session import Session
 from zdc_nb.study.stages import find_stage
 
-__all__ = ["Claim", "claim_table", "load_claim"]
+__all__ = ["Claim", "claim_table", "load_claim", "open_table"]
 
 
 class Claim(BaseModel):
@@ -41,7 +41,7 @@ def load_claim(path: str | Path) -> Claim:
 
 
 def claim_table(claim: Claim) -> pd.DataFrame:
-    """The table of :mod:`zdc_nb.evaluation.claim`.
+    """The table of :mod:`zdc_nb.evaluation.claim`, of the studies of ``claim.studies``.
 
     Raises
     ------
@@ -56,6 +56,13 @@ def claim_table(claim: Claim) -> pd.DataFrame:
         for file in files
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def open_table(claim: Claim) -> pd.DataFrame:
+    """As :func:`claim_table`, of the studies of ``claim.open``, called by their own names."""
+    studies = [load_study(file) for file in claim.open]
+    parts = [_of_study(study, study.name) for study in studies]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _of_study(study: Study, label: str) -> pd.DataFrame:
@@ -122,8 +129,9 @@ def main() -> int:
     """Command line: print the study files that a file of a claim names, a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("claim", help="a file of a claim, such as params/claim.yaml")
-    for files in load_claim(parser.parse_args().claim).studies.values():
-        print(*files, sep="\n")
+    claim = load_claim(parser.parse_args().claim)
+    for files in (*claim.studies.values(), claim.open):
+        print("".join(f"{file}\n" for file in files), end="")
     return 0
 
 
