@@ -171,7 +171,8 @@ def _mean_said(quantity: str, before: float, after: float) -> str:
     if quantity.startswith("variance of ") and before > 0:
         kept = after / before
         return f"{'keeps' if kept < 1 else 'has'} {kept:.0%} of the variance of the {of}"
-    return f"has a mean {quantity} of {after:.2f} where simulation has {before:.2f},"
+    unit = "fibres squared" if quantity.startswith("variance") else "fibres"
+    return f"has a mean {quantity} of {after:.2f} {unit} where simulation has {before:.2f},"
 
 
 def _where(row: dict[Any, Any]) -> str:

@@ -264,7 +264,9 @@ def closure_figure(summary: pd.DataFrame) -> Figure:
     subsets = [subset for subset in SUBSETS if (summary["subset"] == subset).any()]
     models = [*filter(is_trained, in_order(summary["model"]))]
     low, every = summary["by"] == "photon sum", summary["by"] == EVERYTHING
-    dim = ", ".join(dict.fromkeys(summary.loc[low, "bin"]))
+    bins = summary.loc[low, "bin"].unique()
+    # a data set may have too few particles in the bin of another
+    dim = str(bins[0]) if len(bins) == 1 else "at the lowest photon sums"
     panels = [
         (f"photons given of those asked for,\n{dim}", low, "photons"),
         (f"lit fibres,\n{dim}", low, "lit fibres"),
@@ -283,7 +285,7 @@ def closure_figure(summary: pd.DataFrame) -> Figure:
     if not found:
         figure.suptitle("Too few test particles to compare")
         return figure
-    axes = figure.subplots(rows, 3, squeeze=False, sharex=True).ravel()
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
     for axis, (title, part) in zip(axes, found, strict=False):
         known = part[part["simulated"] > 0]
         ratio = known.assign(
