@@ -43,7 +43,7 @@ def names_of(study: Study) -> list[str]:
 
 
 def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
-    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4 + 6
     for stage in stages_of(smoke):
         notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -105,6 +105,13 @@ def test_tables_are_tidy_and_complete(smoke: Study) -> None:
         # it has learned something of how light is spread
         assert models[subset, "splitting", "nats"] < 0.6 * models[subset, "binomial", "nats"]
         assert (subset, "teacher", "nats") not in models.index
+    closure = pd.read_csv(tables / "closure.csv").query("quantity == 'photons'")
+    whole = closure[closure["bin"] == "all responses"].set_index(["subset", "model"])
+    for subset in smoke.subsets:
+        for model in ("reference+sum", "teacher", *smoke.setups, "splitting"):
+            assert whole["simulated"][subset, model] == 1
+            assert whole["responses"][subset, model] > 0
+        assert whole["generated"][subset, "splitting"] == 1
     speed = pd.read_csv(tables / "speed.csv")
     assert sorted(speed["batch"].unique()) == smoke.speed.batches
     assert (speed["ms_per_sample"] > 0).all()
@@ -125,6 +132,20 @@ def test_index_page_leads_everywhere(smoke: Study) -> None:
     assert [name for name in files if not (smoke.reports / name).is_file()] == []
     anchors = [link[1:] for link in links if link.startswith("#")]
     assert [name for name in anchors if page.find(id=name) is None] == []
+    # what it says first is that its numbers mean nothing
+    warning = page.select_one("main > *")
+    assert warning is not None
+    assert warning.get("id") == "meaning"
+    assert "Too few test responses: n 100, all 160" in warning.get_text()
+    assert page.select_one('img[src="figures/07_closure.png"]') is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["06_evaluation-n", "07_ablations", "08_shower_shapes", "10_models", "11_closure-bs"]
+)
+def test_the_notebooks_say_that_the_numbers_mean_nothing(smoke: Study, name: str) -> None:
+    page = (smoke.reports / "html" / f"{name}.html").read_text("utf-8")
+    assert "Too few test responses: n 100" in page or "Too few test responses: all 160" in page
 
 
 def planned(project: Path, changes: dict[str, Any]) -> set[str]:
@@ -142,7 +163,7 @@ def planned(project: Path, changes: dict[str, Any]) -> set[str]:
 
 
 def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_copy: Path) -> None:
-    after_training = {"evaluation", "ablations", "shower_shapes", "models"}
+    after_training = {"evaluation", "ablations", "shower_shapes", "models", "closure"}
     for changes, expected in (
         ({"evaluation": {"runs": 6}}, {"baselines", *after_training}),
         ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),

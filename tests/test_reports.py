@@ -92,7 +92,18 @@ def write_tables(study: Study) -> None:
     speed = list(itertools.product(("teacher", "student"), ("cpu",), study.speed.batches))
     steps = list(itertools.product(("teacher", "student"), ("fused", "plain")))
     parts = list(itertools.product(study.subsets, ("train", "validation", "test")))
+    some = [*itertools.product(study.subsets, ("reference+sum", *trained), _CLOSED)]
+    closure = pd.DataFrame(some, columns=["subset", "model", "quantity"]).assign(
+        by="photon sum", bin="10 to 30 photons", simulated=1.0, scale=1.0, responses=900
+    )
+    closure["generated"] = rng.uniform(0.5, 1.5, len(closure))
+    closure["difference"] = closure["generated"] - 1
+    closure["uncertainty"] = 0.01
+    closure["pull"] = closure["difference"] / 0.01
+    closure["particles"] = 90
+    closure[["floor", "floor_difference", "floor_uncertainty", "floor_pull"]] = 1.0, 0.0, 0.01, 0.0
     tables = {
+        "closure": closure,
         "table1": table1(runs),
         "table2": table2(runs),
         "models": model_table(pd.concat([runs, scored]), costs),
@@ -121,6 +132,8 @@ def write_tables(study: Study) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
 
+
+_CLOSED = ("photons", "lit fibres", "variance of centre")
 
 DATA = {
     "files": [{"name": "mine.root", "size": 12_345_678, "sha256": "0123456789abcdef" * 4}],
@@ -284,7 +297,9 @@ def test_speed_table_gives_times_and_ratio(study: Study) -> None:
 def test_findings_are_those_of_the_tables(study: Study) -> None:
     tables = {path.stem: pd.read_csv(path) for path in (study.reports / "tables").glob("*.csv")}
     expected = [
-        ablation_findings(tables["table1"], tables["baselines"], tables["comparison"]),
+        ablation_findings(
+            tables["table1"], tables["baselines"], tables["comparison"], tables["closure"]
+        ),
         model_findings(tables["models"]),
         shape_findings(tables["table2"]),
         speed_findings(tables["speed"]),
@@ -294,6 +309,38 @@ def test_findings_are_those_of_the_tables(study: Study) -> None:
     for markdown, box in zip(expected, boxes, strict=True):
         lines = [re.sub(r"[*`]", "", line.removeprefix("- ")) for line in markdown.splitlines()]
         assert [item.get_text() for item in box.select("li")] == lines
+
+
+def test_failures_stand_among_the_findings_and_lead_to_the_pages(study: Study) -> None:
+    page = read_page(study)
+    found = under(page, "findings", ".findings li")
+    sentences = [text_of(item) for item in found if "fails, of each" in item.get_text()]
+    assert len(sentences) == 2 + len(SETUPS)
+    assert all("photons asked for at 10 to 30 photons on " in text for text in sentences)
+    links = [str(a["href"]) for a in under(page, "closure", "a")]
+    models = ("teacher", *SETUPS, "splitting")
+    assert links[: len(models)] == [f"html/11_closure-{m.replace('+', '%2B')}.html" for m in models]
+    assert not under(page, "closure", "img")
+    figure = study.reports / "figures" / "07_closure.png"
+    figure.parent.mkdir(exist_ok=True)
+    figure.write_bytes(b"")
+    assert under(read_page(study), "closure", "img")
+
+
+def test_a_study_whose_numbers_mean_nothing_says_so_before_all_else(study: Study) -> None:
+    sizes, table = (study.reports / "tables" / f"{name}.csv" for name in ("datasets", "table1"))
+    means = pd.read_csv(table)
+    means.loc[means["model"] == "ignorant", "mean"] = 99.0
+    means.to_csv(table, index=False)
+    comparison = read_table(study, "comparison").assign(low=1.0, high=2.0)
+    comparison.to_csv(study.reports / "tables" / "comparison.csv", index=False)
+    assert read_page(study).find(id="meaning") is None
+    frame = pd.read_csv(sizes)
+    frame.loc[frame["part"] == "test", "responses"] = 160
+    frame.to_csv(sizes, index=False)
+    first = read_page(study).select("main > *")[0]
+    assert first.get("id") == "meaning"
+    assert "Too few test responses: n 160, all 160" in text_of(first)
 
 
 def test_what_speed_bought_is_added_up(study: Study) -> None:
@@ -371,6 +418,7 @@ def test_figures_that_there_are_are_shown(study: Study) -> None:
     [
         ("datasets", "01_data_exploration", ["background"]),
         ("table1", "07_ablations", ["findings", "table1"]),
+        ("closure", "07_ablations", ["findings"]),
         ("comparison", "07_ablations", ["findings"]),
         ("table2", "08_shower_shapes", ["table2", "table2"]),
         ("speed", "09_speed", ["speed", "speed"]),

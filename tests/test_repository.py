@@ -289,11 +289,12 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
         assert set(values) == {"claim"}
         assert [*load_claim(ROOT / values["claim"]).studies] == ["fibres", "splits"]
         return
-    assert {"study"} <= set(values) <= {"study", "subset", "setup", "seed", "retrain"}
+    assert {"study"} <= set(values) <= {"study", "subset", "setup", "seed", "model", "retrain"}
     study = load_study(ROOT / values["study"])
     assert values.get("subset", "all") in study.subsets
     assert values.get("setup", "bs") in study.setups
     assert values.get("seed", 1) in study.seeds
+    assert values.get("model", "splitting") in study.trained_models
     assert values.get("retrain", False) is False
 
 

@@ -14,10 +14,12 @@ from tests.event_sets import as_comparison
 from zdc_nb.data.events import Events
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import BASELINES, METRICS, figures, published_table
+from zdc_nb.evaluation.closure import closure_summary
 from zdc_nb.evaluation.comparison import paired_differences
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
     kept_terms,
+    meaning_warning,
     shape_findings,
 )
 from zdc_nb.params import SETUPS
@@ -139,6 +141,9 @@ def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+NO_CLOSURE = closure_summary(make_events(3, 2), {})
+
+
 def make_table(values: dict[tuple[str, str, str], float]) -> pd.DataFrame:
     rows = [(*key, mean, 0.1, 5) for key, mean in values.items()]
     return pd.DataFrame(rows, columns=["subset", "model", "metric", "mean", "std", "runs"])
@@ -194,31 +199,37 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
         columns=["subset", "model", "metric", "change", "uncertainty"],
     )
     comparison = as_comparison(changes)
-    text = ablation_findings(table, pd.concat([base, informed]), comparison)
+    text = ablation_findings(table, pd.concat([base, informed]), comparison, NO_CLOSURE)
     # 5 / 40 is at most 0.5, 18 / 30 is not
     assert "At most 0.5 is the least" in text
     assert "n 0.12, all 0.60" in text
     assert "reached on n." in text
     assert "MAE_cw of n 4.00, all 3.00; in WS of n 1.00, all 1.00" in text
-    assert "n 5.00 (teacher; `reference` 10.00, `reference+sum` 4.00)" in text
+    # 5 / 4, 12 / 4; generations leave 0.1 / sqrt(5) of each
+    assert "n 1.25 (teacher) to 3.00 (bs), floor 4.00 ± 0.04;" in text
     assert (
-        "Below `reference`: teacher on n (possible, since the flows are told the photon sum)."
-        in text
+        "Above it by more than 2 uncertainties of generation: every flow on every data set" in text
     )
+    assert "`reference`, which is not told the photon sum, has n 10.00, all 10.00" in text
+    assert "no praise" not in text
     better = "MAE_cw better on n -8.0% [-10.0, -6.0], worse on none, neither shown on all; "
     assert better + "WS better on none, worse on all +5.0% [+1.0, +9.0], neither" in text
     assert "That is so in 2 of 3 comparisons; without any effect it would be in about 0." in text
     assert "**One training of each model**" in text
-    several = ablation_findings(table, base, as_comparison(changes, trainings=3))
+    several = ablation_findings(table, base, as_comparison(changes, trainings=3), NO_CLOSURE)
     assert "One training" not in several
     assert "The intervals hold 3 trainings of each model, paired by seed" in several
-    high = base.assign(mean=base["mean"].where(base["model"] != "reference", 1e3))
-    everywhere = ablation_findings(
-        pd.concat([table[~table["model"].isin(base["model"])], high]),
-        pd.concat([high, informed]),
-        comparison,
-    )
-    assert "Below `reference`: every flow on every subset (possible" in everywhere
+
+
+def test_below_the_floor_is_no_praise(table: pd.DataFrame) -> None:
+    base = table[table["model"].isin(["reference", "ignorant"])]
+    floor = base[base["model"] == "reference"].assign(model="reference+sum")
+    floor["mean"] = floor["subset"].map({"n": 12.05, "all": 18.0})
+    text = ablation_findings(table, pd.concat([base, floor]), paired_differences({}), NO_CLOSURE)
+    # 12 and 12.05 differ by less than 2 * sqrt(2) * 0.1 / sqrt(5)
+    assert "generation: bs on all, bs+ch on all; not told from it: teacher on all, bs on n;" in text
+    assert "below it: teacher on n, bs+ch on n." in text
+    assert "**Below the floor is no praise.**" in text
 
 
 def test_findings_name_whom_ws_would_prefer_wrongly(table: pd.DataFrame) -> None:
@@ -226,8 +237,53 @@ def test_findings_name_whom_ws_would_prefer_wrongly(table: pd.DataFrame) -> None
     table.loc[good_ws, "mean"] = 5.9
     base = table[table["model"].isin(["reference", "ignorant"])]
     informed = base[base["model"] == "reference"].assign(model="reference+sum")
-    text = ablation_findings(table, pd.concat([base, informed]), paired_differences({}))
+    text = ablation_findings(table, pd.concat([base, informed]), paired_differences({}), NO_CLOSURE)
     assert "with a better MAE_cw: teacher on n, bs on n, bs+ch on n." in text
+
+
+SIZES = pd.DataFrame(
+    [("n", "train", 50, 5), ("n", "test", 2500, 100), ("all", "test", 5000, 200)],
+    columns=["subset", "part", "responses", "particles"],
+)
+
+
+def test_numbers_that_mean_something_have_no_warning(table: pd.DataFrame) -> None:
+    changes = [("n", "bs+ch", "MAE_cw", -8.0, 1.0), ("all", "bs+ch", "MAE_cw", 5.0, 3.0)]
+    columns = ["subset", "model", "metric", "change", "uncertainty"]
+    comparison = as_comparison(pd.DataFrame(changes, columns=columns))
+    assert meaning_warning(SIZES, table, comparison) == ""
+    assert meaning_warning(SIZES, table[table["metric"] == "WS"]) == ""
+
+
+def test_what_means_nothing_is_said_with_its_reason(table: pd.DataFrame) -> None:
+    few = SIZES.assign(responses=[50, 160, 5000], particles=[5, 29, 200])
+    text = meaning_warning(few, table)
+    assert text.startswith("**Numbers here mean nothing")
+    assert "Too few test responses: n 160; below 500" in text
+    assert "Too few test particles: n 29; below 30" in text
+    assert "ignorant" not in text
+    blind = table.assign(mean=table["mean"].where(table["model"] != "bs", 35.0))
+    text = meaning_warning(SIZES, blind)
+    assert "does not look at the particle: bs on all (35 against 30)." in text
+    assert "Too few" not in text
+    changes = [("n", "bs+ch", "MAE_cw", -1.0, 4.0), ("all", "bs+ch", "MAE_cw", 3.0, 4.0)]
+    # differences to the teacher say nothing of the setups
+    changes.append(("all", "teacher", "MAE_cw", 90.0, 1.0))
+    columns = ["subset", "model", "metric", "change", "uncertainty"]
+    comparison = as_comparison(pd.DataFrame(changes, columns=columns))
+    text = meaning_warning(SIZES, table, comparison)
+    assert "not told apart: 0 of 2 differences leave 0 out of their 95% interval" in text
+    assert "A typical difference is 2.0%, a typical interval ± 8.0%." in text
+
+
+def test_shape_findings_name_the_worst_error_beside_the_floor() -> None:
+    published = published_table(2)
+    floor = published[published["model"] == "teacher"].assign(model="reference+sum")
+    floor["mean"] = floor["mean"] / 2
+    wide = (floor["quantity"] == "radius_variance") & (floor["error"] == "MAE")
+    floor.loc[wide, "mean"] /= 2
+    text = shape_findings(pd.concat([floor, published]))
+    assert "multiple of that of `reference+sum`: teacher 4.00 (radius variance MAE), bs" in text
 
 
 def test_shape_findings_count_the_errors_that_improve() -> None:

@@ -27,7 +27,8 @@ def depending(before: Study, after: Study) -> set[str]:
     return {one.name for one, other in pairs if one.values != other.values}
 
 
-ALWAYS = {"07_ablations", "08_shower_shapes", "10_models"}
+CLOSURES = {f"11_closure-{model}" for model in ("teacher", *SMALL.setups, "splitting")}
+ALWAYS = {"07_ablations", "08_shower_shapes", "10_models", *CLOSURES}
 
 
 def trainings_of(study: Study, subset: str) -> set[str]:
@@ -50,7 +51,7 @@ def test_a_change_of_the_evaluation_trains_nothing() -> None:
     assert found == evaluations | ALWAYS
 
 
-SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models"}
+SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models", "closure"}
 """Kinds of stages that show every model."""
 
 
@@ -121,6 +122,19 @@ def test_another_seed_is_another_training_of_every_model() -> None:
         find_stage(study, "02_teacher_training", subset="n", seed=2)  # type: ignore[arg-type]
 
 
+def test_a_closure_is_about_one_model_and_needs_what_was_evaluated() -> None:
+    study = with_variant(SMALL, channel_weight=100.0)
+    models = [stage.model for stage in stages_of(study) if stage.row.name == "closure"]
+    assert models == ["teacher", *study.setups, "heavy", "splitting"]
+    stage = find_stage(study, "11_closure", model="heavy")
+    assert (stage.name, stage.keys) == ("11_closure-heavy", {"model": "heavy"})
+    needed = {other.name for other in stage.needs}
+    assert {"06_evaluation-n", "06_evaluation-all", "07_ablations"} < needed
+    assert not {name for name in needed if name.startswith(("09", "10", "11"))}
+    with pytest.raises(ParameterError, match="model: 'splitting' is not in study"):
+        find_stage(study.model_copy(update={"splitting": None}), "11_closure", model="splitting")
+
+
 def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:
     stage = find_stage(SMALL, "06_evaluation", subset="k0s")
     first = {"01_data_exploration", "04_splitting_flow-k0s", "05_baselines-k0s"}
@@ -150,6 +164,8 @@ def test_every_notebook_of_the_table_is_there_and_takes_its_keys() -> None:
         ("02_teacher_training", {}, "subset: 02_teacher_training needs it"),
         ("02_teacher_training", {"subset": "pi0"}, "'pi0'"),
         ("03_student_distillation", {"subset": "n", "setup": "ch"}, "'ch'"),
+        ("11_closure", {}, "model: 11_closure needs it"),
+        ("11_closure", {"model": "ch"}, "model: 'ch' is not in study 'small'; .*'splitting'"),
     ],
 )
 def test_what_the_study_does_not_have_is_refused_by_name(
@@ -177,7 +193,7 @@ def test_what_the_table_promises_is_left(smoke: Study) -> None:
 def test_a_changed_parameter_is_named_for_what_depends_on_it(smoke: Study) -> None:
     again = outdated(changed(smoke, "student", batch=31))
     assert again["03_student_distillation-n-bs"] == "other parameters: student.batch"
-    assert {name[:2] for name in again} == {"03", "06", "07", "08", "09", "10"}
+    assert {name[:2] for name in again} == {"03", "06", "07", "08", "09", "10", "11"}
 
 
 def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(

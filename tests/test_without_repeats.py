@@ -16,6 +16,7 @@ from zdc_nb.evaluation import (
     BASELINES,
     ablation_findings,
     baseline_evaluations,
+    closure_summary,
     evaluate,
     evaluate_runs,
     figures,
@@ -157,7 +158,11 @@ def test_tables_figures_and_sentences_do_without(unique: Parts, tmp_path: Path) 
     changes = as_comparison(relative_changes(every))
     assert set(changes["metric"]) == {"WS"}
     assert changes["model"].tolist() == ["teacher", "bs+ch+div"]
-    text = ablation_findings(table, table1(baselines, BASELINES), changes)
+    closure = closure_summary(unique[1], {"teacher": (unique[1].responses, None)})
+    closure = closure.assign(subset="n")
+    assert not closure["quantity"].str.startswith("variance").any()
+    text = ablation_findings(table, table1(baselines, BASELINES), changes, closure)
+    assert "**teacher**: photons, lit fibres" in text
     assert "**Not compared by particle**: n." in text
     assert "MAE_cw" not in text
     assert "**bs+ch+div against bs**" in text
@@ -167,6 +172,7 @@ def test_tables_figures_and_sentences_do_without(unique: Parts, tmp_path: Path) 
     drawn = [
         figure,
         figures.changes_figure(changes),
+        figures.closure_figure(closure),
         figures.shape_figure({"n": (unique[1], {"teacher": unique[1].responses})}),
         figures.particle_figure(unique[1], {"teacher": unique[1].responses}, "n"),
     ]
@@ -188,7 +194,8 @@ def test_a_subset_without_repeats_beside_one_with(unique: Parts, repeated: Parts
         table[table["subset"] == "all"].reset_index(drop=True), alone.reset_index(drop=True)
     )
     assert set(table["model"]) == set(every["model"]) - {"reference+sum"}
-    text = ablation_findings(table, floors, as_comparison(relative_changes(every)))
+    nothing = closure_summary(repeated[1][:9], {})
+    text = ablation_findings(table, floors, as_comparison(relative_changes(every)), nothing)
     assert "**Not compared by particle**: n." in text
     learned = next(line for line in text.splitlines() if "What the teacher learned" in line)
     assert ": all 0" in learned
@@ -211,7 +218,10 @@ def test_repeats_that_training_never_saw_are_compared_without_reference(repeated
     assert "reference" not in set(table["model"])
     assert len(table2(every)) == 24
     text = ablation_findings(
-        table, table1(baselines, BASELINES), as_comparison(relative_changes(every))
+        table,
+        table1(baselines, BASELINES),
+        as_comparison(relative_changes(every)),
+        closure_summary(repeated[1][:9], {}),
     )
     assert "**Not compared with new simulations** of the same particles: n." in text
     assert "What the teacher learned" in text

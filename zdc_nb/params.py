@@ -423,6 +423,20 @@ class Study(_Section):
             f"setup: {name!r} is not in study {self.name!r}; expected one of {[*self.students]}"
         )
 
+    @property
+    def trained_models(self) -> tuple[str, ...]:
+        """``teacher``, all students and ``splitting``: the models trained for each subset."""
+        return ("teacher", *self.students, *(() if self.splitting is None else ("splitting",)))
+
+    def check_model(self, name: str) -> str:
+        """Return ``name`` if it is a trained model; raise :class:`ParameterError` if not."""
+        if name in self.trained_models:
+            return name
+        raise ParameterError(
+            f"model: {name!r} is not in study {self.name!r}; expected one of "
+            f"{[*self.trained_models]}"
+        )
+
     def check_seed(self, seed: object) -> int:
         """Return ``seed`` as a number if the study has it; raise :class:`ParameterError` if not."""
         for known in self.seeds:

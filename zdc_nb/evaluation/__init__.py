@@ -13,6 +13,15 @@ from zdc_nb.evaluation.baselines import (
     what_can_be_evaluated,
 )
 from zdc_nb.evaluation.classifier import TwoSample, response_features, two_sample_test
+from zdc_nb.evaluation.closure import Closure, closure_floor, closure_of, closure_summary
+from zdc_nb.evaluation.closure_conclusions import closure_findings
+from zdc_nb.evaluation.closure_figures import (
+    correlations_figure,
+    means_figure,
+    overview_figure,
+    pulls_figure,
+    tails_figure,
+)
 from zdc_nb.evaluation.comparison import intervals, paired_differences, resample
 from zdc_nb.evaluation.conclusions import (
     ablation_findings,
@@ -21,12 +30,14 @@ from zdc_nb.evaluation.conclusions import (
     evaluation_findings,
     kept_terms,
     likeness_findings,
+    meaning_warning,
     model_findings,
     shape_findings,
 )
 from zdc_nb.evaluation.figures import (
     changes_figure,
     choose_examples,
+    closure_figure,
     importance_figure,
     loss_terms_figure,
     model_figure,
@@ -60,6 +71,7 @@ __all__ = [
     "QUANTITIES",
     "SHAPE_MODELS",
     "Baseline",
+    "Closure",
     "EvaluationError",
     "Possible",
     "TwoSample",
@@ -70,6 +82,12 @@ __all__ = [
     "baseline_findings",
     "changes_figure",
     "choose_examples",
+    "closure_figure",
+    "closure_findings",
+    "closure_floor",
+    "closure_of",
+    "closure_summary",
+    "correlations_figure",
     "dataset_sizes",
     "evaluate",
     "evaluate_runs",
@@ -80,13 +98,17 @@ __all__ = [
     "likeness_findings",
     "loss_terms_figure",
     "matched_runs",
+    "meaning_warning",
+    "means_figure",
     "model_figure",
     "model_findings",
     "model_pivot",
     "model_table",
+    "overview_figure",
     "paired_differences",
     "particle_figure",
     "published_table",
+    "pulls_figure",
     "relative_changes",
     "resample",
     "resimulated_runs",
@@ -100,6 +122,7 @@ __all__ = [
     "table1",
     "table1_figure",
     "table2",
+    "tails_figure",
     "two_sample_test",
     "unconditional_runs",
     "what_can_be_evaluated",

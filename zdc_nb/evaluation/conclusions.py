@@ -6,13 +6,15 @@ allow (:func:`~zdc_nb.evaluation.baselines.what_can_be_evaluated`) is left out, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
 from zdc_nb.evaluation.baselines import RESIMULATED
+from zdc_nb.evaluation.closure_conclusions import summary_sentences
 from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.sentences import as_list, listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
 from zdc_nb.params import SUBSETS
 
@@ -24,6 +26,7 @@ __all__ = [
     "kept_terms",
     "likeness_findings",
     "listed_names",
+    "meaning_warning",
     "model_findings",
     "shape_findings",
 ]
@@ -67,10 +70,84 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     return table
 
 
-def ablation_findings(
-    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame
+FEWEST_RESPONSES = 500
+"""Test responses of a data set that say something: of fewer, a tail of one in a hundred is a handful."""
+
+FEWEST_TEST_PARTICLES = 30
+"""Test particles likewise: of fewer, their own spread is not known to a tenth."""
+
+
+def meaning_warning(
+    sizes: pd.DataFrame, table: pd.DataFrame, comparison: pd.DataFrame | None = None
 ) -> str:
-    """What Table 1 says, as a Markdown list.
+    """Why numbers mean nothing, as Markdown with a list of reasons; empty where none is found.
+
+    Parameters
+    ----------
+    sizes
+        of the data sets, as from :func:`~zdc_nb.evaluation.tables.dataset_sizes`.
+    table
+        means of metrics, with the columns subset, model, metric and mean, of trained models and of
+        ``ignorant``, such as Table 1.
+    comparison
+        of setups with a baseline, as for :func:`ablation_findings`.
+    """
+    reasons = [*_too_few(sizes), *_no_better_than_ignorant(table)]
+    if comparison is not None:
+        reasons += _not_told_apart(comparison)
+    if not reasons:
+        return ""
+    return "**Numbers here mean nothing, as far as they rest on this:**\n\n" + as_list(reasons)
+
+
+def _too_few(sizes: pd.DataFrame) -> Iterator[str]:
+    test = sizes[sizes["part"] == "test"]
+    for column, least, why in (
+        ("responses", FEWEST_RESPONSES, "a tail of one in a hundred would be a handful of them"),
+        ("particles", FEWEST_TEST_PARTICLES, "other particles would give other numbers"),
+    ):
+        few = test[test[column] < least]
+        if len(few):
+            counts = [f"{row['subset']} {row[column]}" for row in few.to_dict("records")]
+            yield f"Too few test {column}: {listed_names(counts)}; below {least}, {why}."
+
+
+def _no_better_than_ignorant(table: pd.DataFrame) -> Iterator[str]:
+    mae = _means(table, "MAE_cw")
+    if len(mae) == 0 or "ignorant" not in mae:
+        return
+    trained = [str(model) for model in mae if is_trained(str(model))]
+    found = [
+        f"{model} on {subset} ({mae.loc[subset, model]:.3g} against {mae.loc[subset, 'ignorant']:.3g})"
+        for subset in mae.index
+        for model in trained
+        if mae.loc[subset, model] >= mae.loc[subset, "ignorant"]
+    ]
+    if found:
+        yield (
+            "No better in MAE_cw than `ignorant`, which does not look at the particle: "
+            f"{listed_names(found)}."
+        )
+
+
+def _not_told_apart(comparison: pd.DataFrame) -> Iterator[str]:
+    """Where no more differences are shown than would be without any."""
+    compared = comparison[~comparison["model"].isin(_NO_SETUP)]
+    shown = np.count_nonzero((compared["high"] < 0) | (compared["low"] > 0))
+    if len(compared) == 0 or shown > (1 - LEVEL) * len(compared):
+        return
+    width, change = (compared["high"] - compared["low"]) / 2, compared["change"].abs()
+    yield (
+        f"The setups are not told apart: {shown} of {len(compared)} differences leave 0 out of their "
+        f"{LEVEL:.0%} interval, as chance would have it. A typical difference is "
+        f"{change.median():.1f}%, a typical interval ± {width.median():.1f}%."
+    )
+
+
+def ablation_findings(
+    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame, closure: pd.DataFrame
+) -> str:
+    """What Table 1 says, and what its means do not show, as a Markdown list.
 
     Parameters
     ----------
@@ -81,18 +158,15 @@ def ablation_findings(
     comparison
         of :func:`~zdc_nb.evaluation.comparison.paired_differences` with ``bs``, and the column
         subset; empty where there is no ``bs``.
+    closure
+        of :func:`~zdc_nb.evaluation.closure.closure_summary`, and the column subset.
     """
-    return as_list(_ablation_sentences(table, baselines, comparison))
+    return as_list(_ablation_sentences(table, baselines, comparison, closure))
 
 
 def shape_findings(table: pd.DataFrame) -> str:
     """What Table 2 says, as a Markdown list."""
     return as_list(_shape_sentences(table))
-
-
-def as_list(sentences: Iterable[str]) -> str:
-    """Sentences as a Markdown list."""
-    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _subsets(table: pd.DataFrame) -> list[str]:
@@ -107,7 +181,7 @@ def _means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _ablation_sentences(
-    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame
+    table: pd.DataFrame, baselines: pd.DataFrame, comparison: pd.DataFrame, closure: pd.DataFrame
 ) -> Iterator[str]:
     ws, mae = _means(table, "WS"), _means(table, "MAE_cw")
     trained = [str(model) for model in mae if is_trained(str(model))]
@@ -120,7 +194,10 @@ def _ablation_sentences(
     if len(mae):
         yield _preferred_by_ws(ws.loc[mae.index], mae, trained)
     if len(known):
-        yield _floor(floors, mae.loc[known, trained])
+        errors = pd.concat([_errors(table, "MAE_cw"), _errors(baselines, "MAE_cw")], axis=1)
+        errors = errors.loc[:, ~errors.columns.duplicated()]
+        yield from _floor(floors, mae.loc[known, trained], errors.loc[known])
+    yield from summary_sentences(closure)
     if single := [subset for subset in ws.index if subset not in mae.index]:
         yield (
             f"**Not compared by particle**: {listed_names(single)}. Each test particle has a single "
@@ -168,27 +245,49 @@ def _preferred_by_ws(ws: pd.DataFrame, mae: pd.DataFrame, trained: list[str]) ->
     )
 
 
-def _floor(floors: pd.DataFrame, mae: pd.DataFrame) -> str:
-    best, lowest = mae.idxmin(axis=1), mae.min(axis=1)
+def _floor(floors: pd.DataFrame, mae: pd.DataFrame, errors: pd.DataFrame) -> Iterator[str]:
+    """Every flow beside ``reference+sum``, which is told what the flows are told."""
+    floor = floors["reference+sum"]
+    best, worst = mae.idxmin(axis=1), mae.idxmax(axis=1)
     distances = [
-        f"{subset} {lowest[subset]:.2f} ({best[subset]}; `reference` "
-        f"{floors.loc[subset, 'reference']:.2f}, `reference+sum` "
-        f"{floors.loc[subset, 'reference+sum']:.2f})"
+        f"{subset} {mae.loc[subset, best[subset]] / floor[subset]:.2f} ({best[subset]}) to "
+        f"{mae.loc[subset, worst[subset]] / floor[subset]:.2f} ({worst[subset]}), floor "
+        f"{floor[subset]:.2f} ± {errors.loc[subset, 'reference+sum']:.2f}"
         for subset in mae.index
     ]
-    below = [
-        f"{model} on {subset}"
-        for subset in mae.index
-        for model in mae.columns
-        if mae.loc[subset, model] < floors.loc[subset, "reference"]
-    ]
-    named = "every flow on every subset" if len(below) == mae.size else listed_names(below)
-    reason = " (possible, since the flows are told the photon sum)" if below else ""
-    return (
-        "**How far from the floor.** The best flow's MAE_cw beside those of new simulations of "
-        "the same particles, without and with the right photon sums (which the flows are told): "
-        f"{'; '.join(distances)}. Below `reference`: {named}{reason}."
+    sorts: dict[str, list[str]] = {"above": [], "near": [], "below": []}
+    for model in map(str, mae):
+        for subset in mae.index:
+            away = mae.loc[subset, model] - floor[subset]
+            noise = np.hypot(errors.loc[subset, model], errors.loc[subset, "reference+sum"])
+            sort = "near" if abs(away) <= SIGNIFICANT * noise else "above" if away > 0 else "below"
+            sorts[sort].append(f"{model} on {subset}")
+    yield (
+        "**How far from the floor.** `reference+sum`, new simulations of the same particles with the "
+        "photon sums that the flows are told, is what a perfect flow would score. MAE_cw as a "
+        f"multiple of it, of the best and the worst flow: {'; '.join(distances)}. Above it by more "
+        f"than {SIGNIFICANT:g} uncertainties of generation: {_all_or(sorts['above'], mae)}; not told "
+        f"from it: {_all_or(sorts['near'], mae)}; below it: {_all_or(sorts['below'], mae)}. "
+        "`reference`, which is not told the photon sum, has "
+        f"{_listed(floors['reference'])}: to be below that alone says nothing of a flow."
     )
+    if sorts["below"]:
+        yield (
+            "**Below the floor is no praise.** Nothing is nearer to simulation than simulation. A model "
+            "that draws too little spread within a particle has less noise in its means than new "
+            "simulations have; its variances below, and its page `11_closure`, tell whether it does."
+        )
+
+
+def _all_or(named: list[str], of: pd.DataFrame) -> str:
+    return "every flow on every data set" if len(named) == of.size else listed_names(named)
+
+
+def _errors(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Uncertainties of :func:`_means` from the generations alone."""
+    chosen = table[table["metric"] == metric]
+    error = chosen["std"] / np.sqrt(chosen["runs"])
+    return chosen.assign(error=error).pivot(index="subset", columns="model", values="error")
 
 
 _NO_SETUP = ("teacher", "splitting")
@@ -248,11 +347,6 @@ def _listed(values: pd.Series[float]) -> str:
     return ", ".join(f"{subset} {value:.2f}" for subset, value in values.items())
 
 
-def listed_names(names: Iterable[str]) -> str:
-    """Names in a sentence; "none" where there are none."""
-    return ", ".join(names) or "none"
-
-
 def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
     if table.empty:
         yield (
@@ -269,6 +363,18 @@ def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
             + ", ".join(f"{model} {centre[model]:.2f} and {radius[model]:.2f}" for model in models)
             + "."
         )
+        if "reference+sum" in models:
+            ratios = values.div(values.loc["reference+sum"])
+            ratios.columns = pd.Index([" ".join(pair).replace("_", " ") for pair in ratios.columns])
+            worst = [
+                f"{model} {ratios.loc[model].max():.2f} ({ratios.loc[model].idxmax()})"
+                for model in models
+                if is_trained(model)
+            ]
+            yield (
+                f"**{subset}.** The worst error of each as a multiple of that of `reference+sum`: "
+                f"{', '.join(worst)}."
+            )
         if {"bs", "bs+ch+div"} <= set(models):
             wins = np.count_nonzero(values.loc["bs+ch+div"] < values.loc["bs"])
             yield (
@@ -308,7 +414,10 @@ def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
         )
         if "reference+sum" in mean:
             floor = mean["reference+sum"]
-            text += f"; the floor for flows is {floor:.3g}, the best is at {trained.min() / floor:.3g} times that"
+            text += (
+                f"; the floor for flows is {floor:.3g}, the best is at {trained.min() / floor:.3g} times "
+                f"that, the worst at {trained.max() / floor:.3g}"
+            )
         blind = trained.index[trained >= mean["ignorant"]]
         text += f". No better than `ignorant` ({mean['ignorant']:.3g}): {listed_names(blind)}."
         yield text

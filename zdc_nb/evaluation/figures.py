@@ -22,6 +22,7 @@ from pandas.io.formats.style import Styler
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
+from zdc_nb.evaluation.closure import EVERYTHING
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
@@ -30,6 +31,7 @@ from zdc_nb.params import SUBSETS
 __all__ = [
     "changes_figure",
     "choose_examples",
+    "closure_figure",
     "importance_figure",
     "loss_terms_figure",
     "model_figure",
@@ -249,6 +251,57 @@ def model_figure(table: pd.DataFrame) -> Figure:
     _finish_groups(figure, axes[: 1 + len(metrics)].reshape(1, -1), subsets)
     figure.suptitle(
         "How far from new simulations of the same particles, scaled to the photon sum (reference+sum)"
+    )
+    return figure
+
+
+def closure_figure(summary: pd.DataFrame) -> Figure:
+    """How much of light, fibres, radius and variances every model keeps, by data set.
+
+    ``summary`` is that of :func:`~zdc_nb.evaluation.closure.closure_summary`, with the column
+    subset. Bars are uncertainties from particles; grey bars the same of ``reference+sum``.
+    """
+    subsets = [subset for subset in SUBSETS if (summary["subset"] == subset).any()]
+    models = [*filter(is_trained, in_order(summary["model"]))]
+    low, every = summary["by"] == "photon sum", summary["by"] == EVERYTHING
+    bins = summary.loc[low, "bin"].unique()
+    # a data set may have too few particles in the bin of another
+    dim = str(bins[0]) if len(bins) == 1 else "at the lowest photon sums"
+    panels = [
+        (f"photons given of those asked for,\n{dim}", low, "photons"),
+        (f"lit fibres,\n{dim}", low, "lit fibres"),
+        ("lit fibres", every, "lit fibres"),
+        ("radius", every, "radius"),
+        ("variance of the centre\nwithin a particle", every, "variance of centre"),
+        ("variance of the radius\nwithin a particle", every, "variance of radius"),
+    ]
+    found = [
+        (title, summary[chosen & (summary["quantity"] == quantity)])
+        for title, chosen, quantity in panels
+    ]
+    found = [(title, part) for title, part in found if len(part)]
+    rows = max(1, -(-len(found) // 3))
+    figure = Figure(figsize=(13, 3.9 * rows + 0.8), layout="constrained")
+    if not found:
+        figure.suptitle("Too few test particles to compare")
+        return figure
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
+    for axis, (title, part) in zip(axes, found, strict=False):
+        known = part[part["simulated"] > 0]
+        ratio = known.assign(
+            mean=known["generated"] / known["simulated"],
+            error=known["uncertainty"] / known["simulated"],
+        )
+        _dodged(axis, ratio[ratio["model"].isin(models)], subsets, models, "mean", "error")
+        floor = ratio[ratio["model"] == "reference+sum"].set_index("subset")["mean"]
+        _steps(axis, floor, subsets)
+        axis.axhline(1, color="0.5", linewidth=1)
+        axis.set(title=title, ylabel="generated / simulated")
+    for axis in axes[len(found) :]:
+        axis.remove()
+    _finish_groups(figure, axes[: len(found)].reshape(1, -1), subsets)
+    figure.suptitle(
+        "What each model keeps: 1 is right, grey bars are new simulations (reference+sum)"
     )
     return figure
 

@@ -59,8 +59,8 @@ class MissingArtefactError(UserError, FileNotFoundError):
 
 
 def trained_models(study: Study) -> tuple[str, ...]:
-    """``teacher``, all students and ``splitting``: the models trained for each subset."""
-    return ("teacher", *study.students, *(() if study.splitting is None else ("splitting",)))
+    """The models that a study trains for each subset."""
+    return study.trained_models
 
 
 def kind_of(model: str) -> str:

@@ -366,7 +366,12 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
             else _table(evaluation.results_table(table, published, rows, column))
         )
 
-    of_table1 = ("table1", "baselines", "comparison")
+    of_table1 = ("table1", "baselines", "comparison", "closure")
+    # nothing to be shown where the numbers mean something
+    if {"datasets", "table1", "comparison"} <= set(tables):
+        wanted = (tables[name] for name in ("datasets", "table1", "comparison"))
+        if why := evaluation.meaning_warning(*wanted):
+            shown["meaning"] = _html(why)
     show("table1", results(1, ["metric", "model"], "subset"), "table1")
     show("table2", results(2, ["subset", "quantity", "error"], "model"), "table2")
     show("datasets", _dataset_table, "datasets")

@@ -31,10 +31,15 @@ from pydantic import JsonValue
 from zdc_nb.data.events import Events, Split
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import (
+    Closure,
     baseline_draws,
     baseline_evaluations,
+    closure_floor,
+    closure_of,
+    closure_summary,
     dataset_sizes,
     evaluate_runs,
+    meaning_warning,
     paired_differences,
     resample,
     what_can_be_evaluated,
@@ -86,7 +91,7 @@ def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys:
     retrain
         train anew though there is a model that matches; the old one stays until then.
     keys
-        ``subset``, ``setup`` and ``seed``, as far as the stage has them.
+        ``subset``, ``setup``, ``seed`` and ``model``, as far as the stage has them.
 
     Raises
     ------
@@ -510,6 +515,40 @@ class Session:
             )
             for name in trained_models(self.study)
         }
+
+    def closure(self, name: str, subset: str) -> Closure:
+        """Where a model's responses are not those of the simulation, beside ``reference+sum``."""
+        split = self.split(subset)
+        floor = closure_floor(split, self.study.seed)
+        return closure_of(
+            split.test, self.samples(name, subset), self.observed(name, subset), floor
+        )
+
+    def closure_summary(self) -> pd.DataFrame:
+        """What every trained model keeps of light, fibres and variances, on every data set.
+
+        Columns subset and those of :func:`~zdc_nb.evaluation.closure.closure_summary`.
+        """
+        parts = []
+        for subset in self.study.subsets:
+            split = self.split(subset)
+            models = {
+                name: (self.samples(name, subset), self.observed(name, subset))
+                for name in trained_models(self.study)
+            }
+            table = closure_summary(split.test, models, closure_floor(split, self.study.seed))
+            table.insert(0, "subset", subset)
+            parts.append(table)
+        return pd.concat(parts, ignore_index=True)
+
+    def warning(self, table: pd.DataFrame, comparison: pd.DataFrame | None = None) -> str:
+        """Why the numbers of some data sets mean nothing; empty where they do.
+
+        ``table`` as for :func:`~zdc_nb.evaluation.conclusions.meaning_warning`; its data sets count.
+        """
+        subsets = [subset for subset in self.study.subsets if (table["subset"] == subset).any()]
+        sizes = pd.concat([dataset_sizes(subset, self.split(subset)) for subset in subsets])
+        return meaning_warning(sizes, table, comparison)
 
     # --- what is shown ---
 

@@ -44,7 +44,7 @@ class Row:
     notebook
         that it runs, without suffix.
     keys
-        papermill parameters that tell its stages apart: ``subset``, ``setup``, ``seed``.
+        papermill parameters that tell its stages apart: ``subset``, ``setup``, ``seed``, ``model``.
     needs
         kinds whose artefacts it reads.
     depends_on
@@ -144,7 +144,14 @@ TABLE: dict[str, Row] = {
             "07_ablations",
             needs=("evaluation",),
             shows=("subsets", "setups", "variants", "seeds"),
-            tables=("table1", "baselines", "relative_changes", "comparison", "reference_left_out"),
+            tables=(
+                "table1",
+                "baselines",
+                "relative_changes",
+                "comparison",
+                "reference_left_out",
+                "closure",
+            ),
         ),
         Row(
             "shower_shapes",
@@ -173,6 +180,14 @@ TABLE: dict[str, Row] = {
             shows=("subsets", "setups", "variants", "seeds"),
             tables=("models",),
         ),
+        Row(
+            "closure",
+            "where a model fails",
+            "11_closure",
+            keys=("model",),
+            needs=("evaluation", "ablations"),
+            shows=("subsets", "setups", "variants", "seeds"),
+        ),
     )
 }
 """Every kind of stage, in the order in which they run."""
@@ -180,10 +195,10 @@ TABLE: dict[str, Row] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a notebook: a row of the table, for its data set, setup and training.
+    """One run of a notebook: a row of the table, for its data set, setup, training or model.
 
-    ``subset``, ``setup`` (or the name of a variant) and ``seed`` are None where the row has no such
-    key. The first training, of seed 1, is not named.
+    ``subset``, ``setup`` (or the name of a variant), ``seed`` and ``model`` (any that is trained) are
+    None where the row has no such key. The first training, of seed 1, is not named.
     """
 
     study: Study
@@ -191,12 +206,18 @@ class Stage:
     subset: Subset | None = None
     setup: str | None = None
     seed: int | None = None
+    model: str | None = None
 
     @property
     def keys(self) -> dict[str, str]:
         """Its papermill parameters beside the study."""
         seed = None if self.seed in (None, 1) else str(self.seed)
-        values = {"subset": self.subset, "setup": self.setup, "seed": seed}
+        values = {
+            "subset": self.subset,
+            "setup": self.setup,
+            "seed": seed,
+            "model": self.model,
+        }
         return {key: value for key in self.row.keys if (value := values[key]) is not None}
 
     @property
@@ -300,8 +321,9 @@ def _stages(study: Study, row: Row) -> Iterator[Stage]:
     subsets = study.subsets if "subset" in row.keys else (None,)
     setups = study.students if "setup" in row.keys else (None,)
     seeds = study.seeds if "seed" in row.keys else (None,)
-    for seed, subset, setup in product(seeds, subsets, setups):
-        yield Stage(study, row, subset, setup, seed)
+    models = study.trained_models if "model" in row.keys else (None,)
+    for seed, subset, setup, model in product(seeds, subsets, setups, models):
+        yield Stage(study, row, subset, setup, seed, model)
 
 
 def find_stage(study: Study, notebook: str, **keys: str) -> Stage:
@@ -330,6 +352,7 @@ def find_stage(study: Study, notebook: str, **keys: str) -> Stage:
         study.check_subset(keys["subset"]) if "subset" in keys else None,
         study.check_student(keys["setup"]) if "setup" in keys else None,
         study.check_seed(keys.get("seed", study.seeds[0])) if "seed" in row.keys else None,
+        study.check_model(keys["model"]) if "model" in keys else None,
     )
 
 
