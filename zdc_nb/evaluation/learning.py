@@ -6,7 +6,8 @@ repeats, part (``new`` and ``seen`` particles) and metric.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -182,5 +183,5 @@ def _advice(mae: pd.DataFrame) -> str:
     )
 
 
-def _ratio(row: dict[str, float] | pd.Series) -> str:
+def _ratio(row: Mapping[Hashable, Any]) -> str:
     return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"

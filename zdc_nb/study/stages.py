@@ -173,6 +173,16 @@ TABLE: dict[str, Row] = {
             shows=("subsets", "setups", "variants", "seeds"),
             tables=("models",),
         ),
+        Row(
+            "new_particles",
+            "new particles beside those learned from",
+            "12_new_particles",
+            keys=("subset",),
+            needs=("evaluation",),
+            shows=("setups", "variants", "seeds"),
+            artefacts=("counterpart",),
+            on_gpu=True,
+        ),
     )
 }
 """Every kind of stage, in the order in which they run."""
