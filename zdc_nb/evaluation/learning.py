@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ def _panel(axis: Axes, table: pd.DataFrame, along: str) -> None:
         axis.errorbar(
             line[along] * (0.97, 1.03)[place],
             line["ratio"],
-            [line["ratio"] - line["ratio_low"], line["ratio_high"] - line["ratio"]],
+            np.maximum([line["ratio"] - line["ratio_low"], line["ratio_high"] - line["ratio"]], 0),
             fmt=f"{marker}-",
             color=colour,
             capsize=3,
