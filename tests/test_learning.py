@@ -28,7 +28,7 @@ from zdc_nb.study.learning import (
     load_learning,
     points_of,
 )
-from zdc_nb.training import TrainingInterrupted
+from zdc_nb.training import TrainingInterrupted, train_splitting
 from zdc_nb.training.loop import Fit
 
 FLOW = {"window": 3, "bins": 4, "hidden": 8, "hidden_layers": 1, "context_hidden": [8]}
@@ -117,7 +117,6 @@ def test_a_point_is_kept_loaded_and_made_anew_where_it_has_to_be(
         trained.append(arguments)
         return train_splitting(*arguments, **options)
 
-    train_splitting = study_learning.train_splitting
     monkeypatch.setattr(study_learning, "train_splitting", train)
     same(learn(learning, point), first)
     # what only other points are made of changes nothing

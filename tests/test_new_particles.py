@@ -154,6 +154,11 @@ def models_of(test: Events, offsets: Mapping[str, float], seed: int) -> dict[str
     }
 
 
+def numbers(table: pd.DataFrame, model: str, *columns: str) -> list[float]:
+    """Of the row of one model."""
+    return [float(value) for value in table.loc[[model], list(columns)].to_numpy()[0]]
+
+
 def test_what_remembering_is_worth_is_the_ratio_of_ratios() -> None:
     seen = make_events(np.repeat(np.arange(15), 3), seed=1)
     new = make_events(np.repeat(np.arange(20, 42), 4), seed=2)
@@ -170,8 +175,8 @@ def test_what_remembering_is_worth_is_the_ratio_of_ratios() -> None:
     found = gaps[gaps["metric"] == "MAE_cw"].set_index("model")
     assert list(found.index) == ["teacher", "splitting"]
     # the errors of all models grow alike from particle to particle: nothing is left to chance
-    assert found.loc["teacher", ["gap", "low", "high"]].tolist() == pytest.approx([3, 3, 3])
-    assert found.loc["splitting", ["gap", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
+    assert numbers(found, "teacher", "gap", "low", "high") == pytest.approx([3, 3, 3])
+    assert numbers(found, "splitting", "gap", "low", "high") == pytest.approx([1, 1, 1])
     said = new_particle_findings(table, gaps, pd.DataFrame(), pd.DataFrame())
     assert "it remembers): teacher 3.00 [3.00, 3.00]" in said
     assert "splitting, 20.0 photons" in said
@@ -289,10 +294,12 @@ def distances() -> pd.DataFrame:
 def test_a_copier_is_found_and_new_simulations_are_not(distances: pd.DataFrame) -> None:
     table = memorisation_table(distances).set_index("model")
     assert list(table.index) == ["teacher", "splitting", COPIED]
-    assert table.loc[COPIED, "low"] > 0.9
-    assert table.loc[COPIED, "copies"] > 0.5
-    assert table.loc["teacher", "high"] < 0.2
-    assert table.loc["teacher", "copies"] == 0
+    low, copies = numbers(table, COPIED, "low", "copies")
+    assert low > 0.9
+    assert copies > 0.5
+    high, copies = numbers(table, "teacher", "high", "copies")
+    assert high < 0.2
+    assert copies == 0
     said = new_particle_findings(
         pd.DataFrame(columns=["part", "ratio", "metric", "model"]),
         pd.DataFrame(columns=["model", "metric", "gap", "low", "high"]),
@@ -308,10 +315,11 @@ def test_memorisation_is_counted_response_by_response(distances: pd.DataFrame) -
     for name in table.index:
         pairs = zip(distances[name], distances["test"], strict=True)
         counted = [1.0 if mine < theirs else 0.5 * (mine == theirs) for mine, theirs in pairs]
-        assert table.loc[name, "closer"] == pytest.approx(np.mean(counted))
-        assert table.loc[name, "low"] <= table.loc[name, "closer"] <= table.loc[name, "high"]
+        low, closer, high = numbers(table, str(name), "low", "closer", "high")
+        assert closer == pytest.approx(np.mean(counted))
+        assert low <= closer <= high
     equal = memorisation_table(distances.assign(teacher=distances["test"])).set_index("model")
-    assert equal.loc["teacher", ["closer", "low", "high"]].tolist() == [0.5, 0.5, 0.5]
+    assert numbers(equal, "teacher", "closer", "low", "high") == [0.5, 0.5, 0.5]
 
 
 def test_a_sample_is_seeded_and_small(
