@@ -85,7 +85,7 @@ def test_the_nearest_particle_is_that_of_a_search_through_all(
     assert nearest_particle(test, test).max() == 0
 
 
-@pytest.mark.parametrize("chunk", [7, 8192])
+@pytest.mark.parametrize("chunk", [7, 2048])
 def test_the_nearest_response_is_that_of_hellinger_distances(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
