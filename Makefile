@@ -12,7 +12,7 @@ PIP_VERSION := 26.3
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help study smoke changes claim test test-all faults bench lab clean
+.PHONY: help study smoke changes claim learning test test-all faults bench lab clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,20 @@ changes: $(VENV)/.installed ## what each change is worth, from the published rec
 claim: export FILE = $(CLAIM)
 claim: $(VENV)/.installed ## does the physics in the loss help? Hours: many students, three trainings each
 	$(call SIDE_BY_SIDE,claim,16_claim)
+
+LEARNING ?= params/learning.yaml
+override LEARNING := $(value LEARNING)
+export LEARNING
+
+# Each point of the curve is kept when it is done, so that the same command goes on.
+learning: export OMP_NUM_THREADS = 1
+learning: $(VENV)/.installed ## a learning curve: more particles, or more responses to each?
+	@folder="reports/$$(basename "$$LEARNING" .yaml)"; mkdir -p "$$folder" && \
+	$(BIN)/papermill notebooks/15_learning.ipynb "$$folder/15_learning.running.ipynb" \
+	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r learning "$$LEARNING" && \
+	mv "$$folder/15_learning.running.ipynb" "$$folder/15_learning.ipynb" && \
+	$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/15_learning.ipynb" && \
+	echo "The report: $$PWD/$$folder/index.html"
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"

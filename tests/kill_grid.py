@@ -151,7 +151,7 @@ def results(project: Path, study: str) -> dict[str, str]:
     tables = project / params.paths.reports / study / "tables"
     artifacts = project / params.paths.artifacts / study
     files = [*tables.glob("*.csv")]
-    for kind in ("models", "history", "evaluation", "samples"):
+    for kind in ("models", "history", "evaluation", "samples", "counterpart"):
         files += [path for path in (artifacts / kind).glob("*/*") if path.suffix != ".json"]
     return {
         str(path.relative_to(project)): checksum(path) for path in files if path.name not in TIMED

@@ -43,7 +43,7 @@ def names_of(study: Study) -> list[str]:
 
 
 def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
-    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4 + 6
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4 + 6 + 2
     for stage in stages_of(smoke):
         notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -163,7 +163,8 @@ def planned(project: Path, changes: dict[str, Any]) -> set[str]:
 
 
 def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_copy: Path) -> None:
-    after_training = {"evaluation", "ablations", "shower_shapes", "models", "closure"}
+    after_training = {"evaluation", "ablations", "shower_shapes", "models"}
+    after_training |= {"closure", "new_particles"}
     for changes, expected in (
         ({"evaluation": {"runs": 6}}, {"baselines", *after_training}),
         ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),
@@ -208,6 +209,19 @@ NEW: dict[str, Any] = {
 }
 
 
+def assert_tested_on_seen_and_new(study: Study, students: set[str], models: pd.DataFrame) -> None:
+    """Each training of each model was tested on particles that it learned from, too."""
+    gaps = pd.read_csv(study.reports / "tables" / "new_particles-all.csv")
+    assert set(gaps["part"]) == {"seen", "new"}
+    assert set(gaps["model"]) == {"reference+sum", "teacher", *students, "splitting"}
+    assert (gaps.loc[gaps["model"] == "teacher", "trainings"] == 2).all()
+    own = models[(models.model == "bs") & (models.metric == "WS")]["mean"].item()
+    new = gaps.query("part == 'new' and model == 'bs' and metric == 'WS'")["value"].item()
+    assert new == pytest.approx(own, rel=0.1)
+    kept = [*(study.artifacts / "counterpart" / "all").glob("*.npz")]
+    assert len(kept) == 2 * (2 + len(students))
+
+
 def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +248,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     compared = pd.read_csv(study.reports / "tables" / "comparison.csv")
     assert set(compared["model"]) == {"teacher", "scratch", "scratch_ch", "splitting"}
     assert (compared["low"] <= compared["high"]).all()
+    assert_tested_on_seen_and_new(study, students, models)
     # students of several studies against the weight of their channel loss
     claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}, "open": []}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")

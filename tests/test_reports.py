@@ -538,7 +538,7 @@ def test_results_of_other_parameters_are_not_called_done(study: Study) -> None:
     changed = with_value(study, "student", channel_weight=77.0)
     page = read_page(changed)
     for name, state in states(changed).items():
-        depends = name[:2] in ("03", "06", "07", "08", "09", "10")
+        depends = name[:2] in ("03", "06", "07", "08", "09", "10", "12")
         assert state == ("of other parameters" if depends else "done"), name
     assert "student.channel_weight" in page.select(".banner")[0].get_text()
     assert "student.channel_weight" in below(page, STUDENT).get_text()

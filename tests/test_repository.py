@@ -22,6 +22,7 @@ from zdc_nb.bench.cases import load_bench
 from zdc_nb.params import load_study
 from zdc_nb.study.changes import load_changes
 from zdc_nb.study.claim import load_claim
+from zdc_nb.study.learning import load_learning
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "zdc_nb").rglob("*.py"))
@@ -29,7 +30,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted(
     path
     for path in (ROOT / "params").glob("*.yaml")
-    if path.stem not in ("bench", "changes", "claim")
+    if path.stem not in ("bench", "changes", "claim", "learning")
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LONGEST_CELL = 35
@@ -288,6 +289,10 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
     if path.stem.endswith("_claim"):
         assert set(values) == {"claim"}
         assert [*load_claim(ROOT / values["claim"]).studies] == ["fibres", "splits"]
+        return
+    if path.stem.endswith("_learning"):
+        assert set(values) == {"learning"}
+        assert load_learning(ROOT / values["learning"]).study == "params/small.yaml"
         return
     assert {"study"} <= set(values) <= {"study", "subset", "setup", "seed", "model", "retrain"}
     study = load_study(ROOT / values["study"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from particle import Particle
 from scipy import stats
 
+from tests.event_sets import small_detector
 from zdc_nb.data import simulation
 from zdc_nb.data.events import FEATURES, Events, impact_point
 from zdc_nb.data.simulation import (
@@ -26,6 +27,7 @@ from zdc_nb.data.simulation import (
     draw_particles,
     respond,
     simulate,
+    simulate_again,
     two_body_decay,
 )
 from zdc_nb.detector import ZN
@@ -373,3 +375,97 @@ def test_an_impossible_filter_ends_with_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(simulation, "respond", lambda *_: dark)
     with pytest.raises(ValueError, match="no response has 5 photons"):
         simulate(1, 2000, 5, seed=1)
+
+
+# --- The same particles again
+
+
+@pytest.fixture(scope="module")
+def again() -> tuple[Events, Events]:
+    """A few bright particles simulated often, and the same ones again."""
+    first = simulate(3000, 500, 10, seed=8)
+    labels, counts = np.unique(first.particle, return_counts=True)
+    chosen = first[np.isin(first.particle, labels[counts > 200])]
+    return chosen, simulate_again(chosen, 500, 10, seed=9)
+
+
+def test_particles_that_are_simulated_again_stay_the_same_bit_for_bit(
+    again: tuple[Events, Events],
+) -> None:
+    first, second = again
+    assert len(np.unique(first.particle)) >= 3
+    assert len(second) > 1000
+    for label in np.unique(first.particle):
+        one, other = (part[part.particle == label] for part in again)
+        assert np.unique(np.vstack([one.features, other.features]), axis=0).shape == (1, 9)
+        assert {*one.pdg} == {*other.pdg}
+    # so that all their responses are one particle's when they are numbered anew
+    joined = Events.join([first, second])
+    assert len(np.unique(joined.particle)) == len(np.unique(first.particle))
+    assert second.photon_sum.min() >= 10
+    assert (np.diff(second.particle) >= 0).all()
+
+
+def test_a_particle_that_is_simulated_again_answers_as_before(
+    again: tuple[Events, Events],
+) -> None:
+    for label in np.unique(again[0].particle):
+        one, other = (part[part.particle == label] for part in again)
+        assert len(other) == pytest.approx(len(one), rel=0.15)
+        rows = np.arange(44)
+        for values in (
+            [part.photon_sum for part in (one, other)],
+            [part.lit_fibres for part in (one, other)],
+            [part.responses.sum(2) @ rows / part.photon_sum for part in (one, other)],
+        ):
+            assert stats.ks_2samp(*values).pvalue > 1e-3
+        # and no response comes twice
+        assert not {row.tobytes() for row in one.responses} & {
+            row.tobytes() for row in other.responses if row.sum() > 50
+        }
+
+
+def test_another_particle_answers_otherwise(again: tuple[Events, Events]) -> None:
+    """What the test before would have noticed."""
+    first, second = again
+    labels = np.unique(first.particle)
+    sums = [first.photon_sum[first.particle == k] for k in labels]
+    others = [second.photon_sum[second.particle == k] for k in np.roll(labels, 1)]
+    assert min(stats.ks_2samp(*pair).pvalue for pair in zip(sums, others, strict=True)) < 1e-6
+
+
+def test_the_same_seed_gives_the_same_further_responses(again: tuple[Events, Events]) -> None:
+    first, second = again
+    same = simulate_again(first[::-1], 500, 10, seed=9)
+    np.testing.assert_array_equal(same.responses, second.responses)
+    np.testing.assert_array_equal(same.particle, second.particle)
+    other = simulate_again(first, 500, 10, seed=10)
+    assert not np.array_equal(other.photon_sum[:100], second.photon_sum[:100])
+
+
+def test_dark_particles_and_more_than_a_chunk_of_them(tiny: Events) -> None:
+    assert len(np.unique(tiny.particle)) > 2 * simulation.CHUNK
+    found = simulate_again(tiny, 1, 200, seed=1)
+    assert 0 < len(found) == len(np.unique(found.particle)) < len(np.unique(tiny.particle))
+    assert found.photon_sum.min() >= 200
+    for event in range(0, len(found), 20):
+        of = tiny.features[tiny.particle == found.particle[event]]
+        np.testing.assert_array_equal(found.features[event], of[0])
+    assert len(simulate_again(tiny, 1, 60_000, seed=1)) == 0
+
+
+def test_what_cannot_be_simulated_again_is_refused(tiny: Events) -> None:
+    for repeats, least in ((0, 0), (1, -1)):
+        with pytest.raises(ValueError, match="expected repeats >= 1 and min_photons >= 0"):
+            simulate_again(tiny, repeats, least, seed=1)
+    unknown = Events(np.zeros_like(tiny.pdg), tiny.features, tiny.photons, tiny.particle)
+    with pytest.raises(ValueError, match="no species of the simulation has PDG code 0"):
+        simulate_again(unknown, 1, 0, seed=1)
+    elsewhere = Events.from_arrays(
+        np.full(1, 22, np.int32),
+        np.zeros((1, 9)),
+        np.zeros((1, 56, 30), np.uint16),
+        detector=small_detector(),
+    )
+    with pytest.raises(ValueError, match="expected events of the ZN, got ZP"):
+        simulate_again(elsewhere, 1, 0, seed=1)

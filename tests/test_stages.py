@@ -40,18 +40,22 @@ def test_an_epoch_more_of_one_subset_concerns_that_subset_alone() -> None:
     epochs = {**SMALL.teacher.epochs, "sigma+": 99}  # type: ignore[dict-item]
     found = depending(SMALL, changed(SMALL, "teacher", epochs=epochs))
     # speed tells how long all trainings would have taken
-    assert found == trainings_of(SMALL, "sigma+") | ALWAYS | {"06_evaluation-sigma+", "09_speed"}
+    shown = {"06_evaluation-sigma+", "12_new_particles-sigma+", "09_speed"}
+    assert found == trainings_of(SMALL, "sigma+") | ALWAYS | shown
 
 
 def test_a_change_of_the_evaluation_trains_nothing() -> None:
     found = depending(SMALL, changed(SMALL, "evaluation", runs=3))
     evaluations = {
-        f"{name}-{s}" for name in ("05_baselines", "06_evaluation") for s in SMALL.subsets
+        f"{name}-{s}"
+        for name in ("05_baselines", "06_evaluation", "12_new_particles")
+        for s in SMALL.subsets
     }
     assert found == evaluations | ALWAYS
 
 
-SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models", "closure"}
+SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models"}
+SHOWN |= {"closure", "new_particles"}
 """Kinds of stages that show every model."""
 
 
@@ -193,7 +197,7 @@ def test_what_the_table_promises_is_left(smoke: Study) -> None:
 def test_a_changed_parameter_is_named_for_what_depends_on_it(smoke: Study) -> None:
     again = outdated(changed(smoke, "student", batch=31))
     assert again["03_student_distillation-n-bs"] == "other parameters: student.batch"
-    assert {name[:2] for name in again} == {"03", "06", "07", "08", "09", "10", "11"}
+    assert {name[:2] for name in again} == {"03", "06", "07", "08", "09", "10", "11", "12"}
 
 
 def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(
@@ -221,7 +225,7 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     monkeypatch.chdir(own_copy)
     study = load_study("params/smoke.yaml")
     (study.artifacts / "evaluation" / "n" / "bs.csv").unlink()
-    assert set(outdated(study)) == {"06_evaluation-n", *ALWAYS}
+    assert set(outdated(study)) == {"06_evaluation-n", "12_new_particles-n", *ALWAYS}
     sidecar = study.artifacts / "models" / "all" / "teacher.safetensors.json"
     described = json.loads(sidecar.read_text("utf-8"))
     sidecar.write_text(json.dumps(described | {"sha256": "0" * 64}), "utf-8")
@@ -229,6 +233,7 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     assert set(again) == {
         *(name for name in trainings_of(study, "all") if "student" in name),
         *("06_evaluation-n", "06_evaluation-all", "09_speed"),
+        *("12_new_particles-n", "12_new_particles-all"),
         *ALWAYS,
     }
 

@@ -51,6 +51,7 @@ __all__ = [
     "draw_particles",
     "respond",
     "simulate",
+    "simulate_again",
     "two_body_decay",
 ]
 
@@ -622,3 +623,57 @@ def simulate(
             if kept == 0 and number * CHUNK * repeats > 1_000_000:
                 raise ValueError(f"simulate: no response has {min_photons} photons")
     raise AssertionError("the chunks have no end")
+
+
+def simulate_again(events: Events, repeats: int, min_photons: int, seed: int) -> Events:
+    """Simulate every particle of some events ``repeats`` times more.
+
+    A particle is simulated from its PDG code (which its mass, charge, lifetime and decays are looked
+    up by) and its features. What comes of it is distributed as what :func:`simulate` makes of it.
+
+    Parameters
+    ----------
+    events
+        of the ZN; each of their particles counts once, however many responses it has.
+    repeats
+        simulations of each particle, of which those with less light are dropped.
+    min_photons
+        least photons of a response that is kept.
+    seed
+        any non-negative integer; the same seed gives the same events everywhere.
+
+    Returns
+    -------
+    Events in the order of their particles, whose numbers (``Events.particle``) and features are those
+    of ``events``, bit for bit. A particle that sends no such light has none.
+
+    Raises
+    ------
+    ValueError
+        where a number is out of range, a PDG code is not known, or the detector is another one.
+    """
+    if repeats < 1 or min_photons < 0:
+        raise ValueError(
+            "simulate_again: expected repeats >= 1 and min_photons >= 0, got "
+            f"{repeats} and {min_photons}"
+        )
+    if events.detector != ZN:
+        raise ValueError(f"simulate_again: expected events of the ZN, got {events.detector.name}")
+    if unknown := {*np.unique(events.pdg).tolist()} - {kind.pdg for kind in SPECIES}:
+        raise ValueError(
+            f"simulate_again: no species of the simulation has PDG code {min(unknown)}"
+        )
+    labels, first = np.unique(events.particle, return_index=True)
+    pdg, features = events.pdg[first], events.features[first]
+    kept: list[NDArray[np.intp]] = []
+    photons = [events.photons[:0]]
+    for start in range(0, len(labels), CHUNK):
+        here = slice(start, start + CHUNK)
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(start // CHUNK,)))
+        chunk = respond(rng, Particles(pdg[here], features[here]), repeats)
+        enough = np.flatnonzero(chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons)
+        kept.append(start + enough // repeats)
+        photons.append(sparse.csr_array(chunk[enough].reshape(-1, ZN.dim)))
+    of = np.concatenate(kept) if kept else np.empty(0, np.intp)
+    counts = sparse.vstack(photons, format="csr")
+    return Events.from_arrays(pdg[of], features[of], counts, labels[of])

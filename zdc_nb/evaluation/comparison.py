@@ -10,7 +10,7 @@ Student's t distribution with S - 1 degrees of freedom, as wide as their standar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,18 @@ from zdc_nb.data.events import Events
 from zdc_nb.evaluation.metrics import EvaluationError, Observed, has_repeats, observe
 from zdc_nb.params import derive_seed
 
-__all__ = ["COMPARED", "LEVEL", "Resampled", "intervals", "paired_differences", "resample"]
+__all__ = [
+    "COMPARED",
+    "LEVEL",
+    "Resampled",
+    "errors_by_particle",
+    "interval",
+    "intervals",
+    "join_trainings",
+    "over_floor",
+    "paired_differences",
+    "resample",
+]
 
 COMPARED = ("WS", "MAE_c", "MAE_cw", "centre MAE", "radius MAE")
 """Metrics of Tables 1 and 2 that models are compared by: photons, and fibres for the last two."""
@@ -146,7 +157,7 @@ def paired_differences(
             # relative to the baseline on the same particles, which vary in how hard they are
             drawn = (mine.drawn[metric] - base.drawn[metric]).mean(0) / base.drawn[metric].mean(0)
             change = 100 * (drawn + _of_trainings(differences / level, len(drawn), seed))
-            low, high = _interval(change)
+            low, high = interval(change)
             value, difference = mine.found[metric].mean(), differences.mean()
             rows.append((name, metric, value, level, difference, 100 * difference / level))
             rows[-1] += (low, high, (change < 0).mean(), len(mine.seeds))
@@ -162,9 +173,90 @@ def intervals(models: Mapping[str, Resampled], seed: int = 0) -> pd.DataFrame:
     for name, mine in models.items():
         for metric, found in mine.found.items():
             drawn = mine.drawn[metric].mean(0)
-            low, high = _interval(drawn + _of_trainings(found, len(drawn), seed))
+            low, high = interval(drawn + _of_trainings(found, len(drawn), seed))
             rows.append((name, metric, float(found.mean()), low, high, len(found)))
     return pd.DataFrame(rows, columns=["model", "metric", "value", "low", "high", "trainings"])
+
+
+def join_trainings(trainings: Sequence[Resampled]) -> Resampled:
+    """Trainings of one model that were tested on particles of their own, as one.
+
+    The particles of one are then resampled without regard to those of another. Each must have the
+    same metrics and as many draws.
+    """
+
+    def joined(which: str, metric: str) -> NDArray[np.float64]:
+        return np.concatenate([getattr(each, which)[metric] for each in trainings])
+
+    seeds = tuple(seed for each in trainings for seed in each.seeds)
+    found, drawn = (
+        {metric: joined(which, metric) for metric in trainings[0].found}
+        for which in ("found", "drawn")
+    )
+    return Resampled(seeds, found, drawn)
+
+
+def over_floor(
+    model: Resampled, floor: Resampled, seed: int = 0
+) -> dict[str, tuple[float, NDArray[np.float64]]]:
+    """Each metric of a model as a multiple of its floor's: the value, and (draws,) that it varies by.
+
+    Parameters
+    ----------
+    model, floor
+        as from :func:`resample` of one test part with one seed; the floor, which is not trained, has
+        one row for all trainings of the model, or one for each.
+    seed
+        of what is drawn for the trainings.
+    """
+    found = {}
+    for metric, values in model.found.items():
+        base = floor.found[metric]
+        drawn = model.drawn[metric].mean(0) / floor.drawn[metric].mean(0)
+        drawn = drawn + _of_trainings(values / base, len(drawn), seed)
+        found[metric] = (float(values.mean() / base.mean()), drawn)
+    return found
+
+
+def errors_by_particle(test: Events, found: Observed) -> pd.DataFrame:
+    """How far generated responses to each particle are from the simulated ones, on average.
+
+    Parameters
+    ----------
+    test
+        N test responses.
+    found
+        what the metrics look at of all generations, each (runs, N, columns).
+
+    Returns
+    -------
+    A row for each of ``np.unique(test.particle)``: particle, responses (how many), and the absolute
+    errors of its mean channel values (``MAE_cw``, photons), shower centre and radius (fibres), averaged
+    over generations and columns. Weighted by ``responses`` their means are the metrics of these names.
+    """
+    labels, index, counts = np.unique(test.particle, return_inverse=True, return_counts=True)
+    simulated = observe(test.responses, test.detector)
+    errors = {
+        name: _errors_of_means(mine, theirs, index, counts)
+        for name, mine, theirs in zip(COMPARED[2:], found, simulated, strict=True)
+    }
+    return pd.DataFrame({"particle": labels, "responses": counts, **errors})
+
+
+def _errors_of_means(
+    generations: NDArray[Any],
+    simulated: NDArray[Any],
+    index: NDArray[np.intp],
+    counts: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """(particles,) absolute errors of means, averaged over columns and generations."""
+    parts = [
+        np.abs(np.bincount(index, mine - theirs.astype(np.float64), len(counts)))
+        for run in generations
+        for mine, theirs in zip(run.T, simulated.T, strict=True)
+    ]
+    means: NDArray[np.float64] = np.mean(parts, axis=0) / counts
+    return means
 
 
 def _of_trainings(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
@@ -177,7 +269,8 @@ def _of_trainings(values: NDArray[np.float64], draws: int, seed: int) -> NDArray
     return drawn
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """What holds the middle share :data:`LEVEL` of some values."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
@@ -200,23 +293,16 @@ def _metrics(
     ]
     distances = sum(_wasserstein(*pair, index, times) for pair in pairs) / weighted.sum(1)
 
-    def errors(generations: NDArray[Any], simulated: NDArray[Any]) -> NDArray[np.float64]:
-        """(particles,) absolute errors of means, averaged over columns and generations."""
-        parts = [
-            np.abs(np.bincount(index, mine - theirs.astype(np.float64), len(counts)))
-            for run in generations
-            for mine, theirs in zip(run.T, simulated.T, strict=True)
-        ]
-        means: NDArray[np.float64] = np.mean(parts, axis=0) / counts
-        return means
-
-    channels = errors(generated.channels, test.channels)
+    channels, centre, radius = (
+        _errors_of_means(mine, theirs, index, counts)
+        for mine, theirs in zip(generated, test, strict=True)
+    )
     return {
         "WS": distances / len(pairs),
         "MAE_c": weights[False] @ channels,
         "MAE_cw": weights[True] @ channels,
-        "centre MAE": weights[True] @ errors(generated.centre, test.centre),
-        "radius MAE": weights[True] @ errors(generated.radius, test.radius),
+        "centre MAE": weights[True] @ centre,
+        "radius MAE": weights[True] @ radius,
     }
 
 

@@ -8,6 +8,8 @@ They lie below ``study.artifacts``::
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
     samples/<subset>/<model>.npz           its first generation of the test split (responses)
     observed/<subset>/<model>.npz          channels, centre and radius of all its generations
+    counterpart/<subset>/<model>.npz       the same of the test part that is simulated beside the
+                                           study's own, and its first generation (responses)
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
 where model is ``teacher``, the name of a setup or variant, ``splitting``, or ``baselines``; that of a
@@ -31,6 +33,8 @@ from zdc_nb.storage import checksum, write_atomically, write_text
 from zdc_nb.study.stages import Stage, values_of
 
 __all__ = [
+    "COUNTERPART_PARTICLES",
+    "LEAST_REPEATS",
     "Artefact",
     "ArtefactError",
     "MissingArtefactError",
@@ -47,7 +51,17 @@ _SUFFIX = {
     "evaluation": "csv",
     "samples": "npz",
     "observed": "npz",
+    "counterpart": "npz",
 }
+
+COUNTERPART_PARTICLES = 100
+"""About so many are simulated for the counterpart of a study's test part."""
+
+LEAST_REPEATS = 10
+"""Each as often as the study's own test particles, but so often at least."""
+
+_OF_A_TEST_PART = ("evaluation", "samples", "observed", "counterpart")
+"""Kinds that are made by generating a test part."""
 
 
 class ArtefactError(UserError, ValueError):
@@ -105,10 +119,12 @@ class Artefact:
         values = values_of(self.study, kind, self.subset, setup, self.seed)
         if kind == "student":
             values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
-        if kind != "baselines" and self.kind in ("evaluation", "samples", "observed"):
+        if kind != "baselines" and self.kind in _OF_A_TEST_PART:
             needed = {"runs", "classifier_runs", "batch"}
             values["evaluation"] = self.study.evaluation.model_dump(include=needed)
             values["trained_model"] = self.of("models").described()["sha256"]
+        if self.kind == "counterpart":
+            values["counterpart"] = [COUNTERPART_PARTICLES, LEAST_REPEATS]
         found: dict[str, Any] = json.loads(json.dumps(values))  # as JSON gives it back: no tuples
         return found
 
@@ -196,8 +212,9 @@ class Artefact:
     def _how_to_make(self) -> str:
         if self.model == "baselines":
             notebook, keys = "05_baselines", f"-p subset {self.subset}"
-        elif self.kind in ("evaluation", "samples", "observed"):
-            notebook, keys = "06_evaluation", f"-p subset {self.subset}"
+        elif self.kind in _OF_A_TEST_PART:
+            notebook = "12_new_particles" if self.kind == "counterpart" else "06_evaluation"
+            keys = f"-p subset {self.subset}"
         elif self.model == "teacher":
             notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
         elif self.model == "splitting":
@@ -218,14 +235,17 @@ class Artefact:
 def artefacts_of(stage: Stage) -> list[Artefact]:
     """What a stage leaves, but for ``data.root``, which describes itself."""
     subset = stage.subset
-    if subset is None:
+    if subset is None or not stage.row.artefacts:
         return []
+    if stage.row.artefacts == ("counterpart",) and stage.study.data.file is not None:
+        return []  # files cannot be simulated again
     models = {
         "teacher": ("teacher",),
         "student": (str(stage.setup),),
         "splitting": ("splitting",),
         "baselines": ("baselines",),
         "evaluation": trained_models(stage.study),
+        "new_particles": trained_models(stage.study),
     }[stage.row.name]
     kinds = stage.row.artefacts
     seeds = (

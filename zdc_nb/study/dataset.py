@@ -25,7 +25,7 @@ from zdc_nb.data.events import (
 )
 from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
 from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
-from zdc_nb.data.simulation import VERSION, simulate
+from zdc_nb.data.simulation import SPECIES, VERSION, simulate
 from zdc_nb.data.validation import EventFileError, Tally
 from zdc_nb.params import Study, Subset, derive_seed, project_root
 from zdc_nb.storage import checksum, exclusive, write_atomically
@@ -35,6 +35,7 @@ __all__ = [
     "data_files",
     "data_identity",
     "data_report",
+    "new_particles",
     "study_events",
     "study_split",
 ]
@@ -234,6 +235,19 @@ def _simulate(study: Study, progress: bool) -> list[Events]:
         run(data.responses - tested, data.repeats),
         run(tested, data.test_repeats, "test"),
     ]
+
+
+def new_particles(study: Study, subset: Subset, responses: int, repeats: int, seed: int) -> Events:
+    """Simulate responses to particles of one subset as the study does, from a seed of their own.
+
+    Light and abundances are the study's, whatever it makes of its data itself; of a single species
+    that one alone is drawn. See :func:`zdc_nb.data.simulation.simulate`.
+    """
+    if subset == "all":
+        abundance = {PDG[species]: factor for species, factor in study.data.abundance.items()}
+    else:
+        abundance = {kind.pdg: float(kind.pdg == PDG[subset]) for kind in SPECIES}
+    return simulate(responses, repeats, study.data.min_photons, seed, abundance=abundance)
 
 
 def _restamp(path: Path, made_with: str) -> None:

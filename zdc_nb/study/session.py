@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -44,11 +44,14 @@ from zdc_nb.evaluation import (
     resample,
     what_can_be_evaluated,
 )
+from zdc_nb.evaluation import new_particles as comparing
+from zdc_nb.evaluation.baselines import matched_runs
 from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
-from zdc_nb.evaluation.comparison import Resampled
+from zdc_nb.evaluation.comparison import Resampled, errors_by_particle
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
-from zdc_nb.evaluation.metrics import Observed
+from zdc_nb.evaluation.metrics import Observed, has_repeats, observe
+from zdc_nb.evaluation.nearest import nearest_particle
 from zdc_nb.generator.likelihood import (
     binomial_nats,
     density_nats,
@@ -70,13 +73,27 @@ from zdc_nb.study.artefacts import (
     kind_of,
     trained_models,
 )
+from zdc_nb.study.counterpart import ParticlePart, particle_parts
 from zdc_nb.study.dataset import data_report, study_events, study_split
 from zdc_nb.study.stages import TABLE, Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
 from zdc_nb.training.trainers import distil_student, train_splitting, train_teacher
 
-__all__ = ["Session", "open_stage"]
+__all__ = ["Answers", "Session", "open_stage"]
+
+_GENERATIONS = 2
+"""Of seen and new particles: enough, since particles differ far more than generations do."""
+
+_DRAWS = 400
+"""Of resampled particles, for their intervals."""
+
+
+class Answers(NamedTuple):
+    """What a model answers to N test responses: ``responses()`` gives its first generation."""
+
+    responses: Callable[[], NDArray[np.uint16]]
+    observed: Observed
 
 
 def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys: Any) -> Session:
@@ -550,6 +567,153 @@ class Session:
         sizes = pd.concat([dataset_sizes(subset, self.split(subset)) for subset in subsets])
         return meaning_warning(sizes, table, comparison)
 
+    # --- seen and new particles ---
+
+    @cached_property
+    def particle_parts(self) -> dict[str, ParticlePart]:
+        """Test responses to particles ``seen`` in training and to ``new`` ones, as far as there are any."""
+        return particle_parts(self.study, self.subset, self.split(self.subset))
+
+    def part_sizes(self) -> pd.DataFrame:
+        """Columns part, particles, responses, reserved (for the floor), simulated (for this alone)."""
+        rows = [
+            (
+                name,
+                len(np.unique(part.test.particle)),
+                len(part.test),
+                0 if part.reserved is None else len(part.reserved),
+                part.rows is None,
+            )
+            for name, part in self.particle_parts.items()
+        ]
+        return pd.DataFrame(
+            rows, columns=["part", "particles", "responses", "reserved", "simulated"]
+        )
+
+    def answers(self, name: str, part: str, seed: int | None = None) -> Answers:
+        """What one training of a model answers to seen or new particles.
+
+        Of the study's own test part it is what its evaluation has kept; of the counterpart it is
+        generated, unless it is there already, and kept.
+        """
+        rows = self.particle_parts[part].rows
+        if rows is None:
+            return self._counterpart(name, seed)
+        # as many generations as of the counterpart
+        observed = Observed(*(v[:_GENERATIONS, rows] for v in self.observed(name, seed=seed)))
+        return Answers(lambda: self.samples(name)[rows], observed)
+
+    def _counterpart(self, name: str, seed: int | None) -> Answers:
+        found = self._artefact("counterpart", self.subset, name, seed)
+        try:
+            found.check()
+        except (ArtefactError, MissingArtefactError):
+            self._begin()
+            self._generate_counterpart(found)
+        with _arrays(found) as file:
+            observed = Observed(file["channels"], file["centre"], file["radius"])
+
+        def responses() -> NDArray[np.uint16]:
+            with _arrays(found) as file:
+                return cast("NDArray[np.uint16]", file["responses"])
+
+        return Answers(responses, observed)
+
+    def _generate_counterpart(self, found: Artefact) -> None:
+        (part,) = [part for part in self.particle_parts.values() if part.rows is None]
+        surrogate, test = self.model(found.model, seed=found.seed), part.test
+        seen: list[Observed] = []
+        for run in range(min(_GENERATIONS, self.study.evaluation.runs)):
+            # the same seeds for all models: paired comparison
+            seed = derive_seed(self.study.seed, "counterpart", self.subset, run)
+            generated = surrogate.generate(test, seed, self.study.evaluation.batch)
+            seen.append(observe(generated, test.detector))
+            if run == 0:
+                first = generated
+        channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
+        with found.write() as temporary:
+            np.savez_compressed(
+                temporary,
+                responses=first,
+                channels=channels.astype(np.uint16),
+                centre=centre,
+                radius=radius,
+            )
+
+    def _floors(self, part: str) -> list[NDArray[np.uint16]]:
+        """What the floor answers to a part; nothing where there are no further simulations."""
+        test, reserved, _ = self.particle_parts[part]
+        if reserved is None:
+            return []
+        runs = min(_GENERATIONS, self.study.evaluation.runs)
+        return [*matched_runs(reserved, test, runs, self.study.seed).generations]
+
+    @cached_property
+    def seen_and_new(self) -> dict[str, dict[str, dict[int, Observed]]]:
+        """By part, model and training, what the metrics look at of the answers, and of the floor's."""
+        found: dict[str, dict[str, dict[int, Observed]]] = {}
+        for part in self.particle_parts:
+            detector = self.particle_parts[part].test.detector
+            floor = [observe(answer, detector) for answer in self._floors(part)]
+            found[part] = {
+                name: {seed: self.answers(name, part, seed).observed for seed in self.study.seeds}
+                for name in trained_models(self.study)
+            }
+            if floor:
+                stacked = Observed(*(np.stack(each) for each in zip(*floor, strict=True)))
+                found[part][comparing.FLOOR] = {1: stacked}
+        return found
+
+    def resampled_parts(self) -> dict[str, dict[str, Resampled]]:
+        """Metrics of all models and the floor by part, also on resampled particles."""
+        return {
+            part: {
+                # of each part other draws, since its particles are others
+                name: resample(self.particle_parts[part].test, trainings, _DRAWS, number)
+                for name, trainings in models.items()
+            }
+            for number, (part, models) in enumerate(self.seen_and_new.items())
+        }
+
+    def errors_by_distance(self) -> pd.DataFrame:
+        """Errors by the distance to what was learned from, all trainings together; see
+        :func:`~zdc_nb.evaluation.new_particles.errors_by_distance`.
+
+        No rows where no test particle is simulated twice.
+        """
+        parts = {name: part for name, part in self.particle_parts.items() if has_repeats(part.test)}
+        errors = {
+            name: {
+                model: errors_by_particle(part.test, _together([*trainings.values()]))
+                for model, trainings in self.seen_and_new[name].items()
+            }
+            for name, part in parts.items()
+        }
+        distance = np.empty(0)
+        if "new" in parts:
+            distance = nearest_particle(self.train_events, parts["new"].test)
+        return comparing.errors_by_distance(errors, distance)
+
+    def memorisation(self) -> tuple[str, pd.DataFrame]:
+        """Part, and distances of its responses to those that were learned from.
+
+        Of the particles seen in training, if there are any. Beside the models stand the floor, where
+        it is not drawn from training, and ``copied``, what a generator would give that answers with
+        training responses to the same particle; see
+        :func:`~zdc_nb.evaluation.new_particles.memorisation`.
+        """
+        part = next(iter(self.particle_parts))
+        test, reserved, _ = self.particle_parts[part]
+        train, seed = self.train_events, self.study.seed
+        answers = {
+            name: self.answers(name, part).responses() for name in trained_models(self.study)
+        }
+        if reserved is not None and reserved is not train:
+            answers[comparing.FLOOR] = self._floors(part)[0]
+        if np.isin(test.particle, train.particle).all():
+            answers[comparing.COPIED] = next(matched_runs(train, test, 1, seed).generations)
+        return part, comparing.memorisation(train, test, answers, seed)
+
     # --- what is shown ---
 
     def figure(self, figure: Figure, name: str) -> Image:
@@ -574,6 +738,11 @@ def _with_row(
     """Tidy metrics and one more, which is the same in all runs."""
     row = pd.DataFrame([(subset, model, metric, 0, value)], columns=table.columns)
     return pd.concat([table, row], ignore_index=True)
+
+
+def _together(trainings: Sequence[Observed]) -> Observed:
+    """The generations of several trainings, one after the other."""
+    return Observed(*(np.concatenate(parts) for parts in zip(*trainings, strict=True)))
 
 
 @contextmanager

@@ -188,6 +188,16 @@ TABLE: dict[str, Row] = {
             needs=("evaluation", "ablations"),
             shows=("subsets", "setups", "variants", "seeds"),
         ),
+        Row(
+            "new_particles",
+            "new particles beside those learned from",
+            "12_new_particles",
+            keys=("subset",),
+            needs=("evaluation",),
+            shows=("setups", "variants", "seeds"),
+            artefacts=("counterpart",),
+            on_gpu=True,
+        ),
     )
 }
 """Every kind of stage, in the order in which they run."""
