@@ -29,6 +29,10 @@ class Claim(BaseModel):
         str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     ] = Field(min_length=1, description="study files, by what they are called in the report")
 
+    open: list[Annotated[str, Field(min_length=1)]] = Field(
+        description="study files of what else may matter, told in a table of their own; []: none"
+    )
+
     @property
     def folder(self) -> Path:
         """Where the results go."""
