@@ -377,7 +377,6 @@ def test_figures_show_the_tables(
     test_part: Events, again: NDArray[np.uint16], floor: Floor
 ) -> None:
     closure = closure_of(test_part, again, floor=floor)
-    draw_all(closure)
     images = [axis.images[0] for axis in pulls_figure(closure, "m").axes if axis.images]
     for image, column in zip(images, ("pull", "floor_pull"), strict=True):
         shown = np.sort(np.asarray(image.get_array()).ravel())

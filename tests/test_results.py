@@ -258,7 +258,7 @@ def test_numbers_that_mean_something_have_no_warning(table: pd.DataFrame) -> Non
 def test_what_means_nothing_is_said_with_its_reason(table: pd.DataFrame) -> None:
     few = SIZES.assign(responses=[50, 160, 5000], particles=[5, 29, 200])
     text = meaning_warning(few, table)
-    assert text.startswith("**Numbers here mean nothing")
+    assert text.startswith("- **These numbers mean nothing.** Too few test responses")
     assert "Too few test responses: n 160; below 500" in text
     assert "Too few test particles: n 29; below 30" in text
     assert "ignorant" not in text

@@ -80,7 +80,7 @@ FEWEST_TEST_PARTICLES = 30
 def meaning_warning(
     sizes: pd.DataFrame, table: pd.DataFrame, comparison: pd.DataFrame | None = None
 ) -> str:
-    """Why numbers mean nothing, as Markdown with a list of reasons; empty where none is found.
+    """Why numbers mean nothing, as a Markdown list of reasons; empty where none is found.
 
     Parameters
     ----------
@@ -95,9 +95,7 @@ def meaning_warning(
     reasons = [*_too_few(sizes), *_no_better_than_ignorant(table)]
     if comparison is not None:
         reasons += _not_told_apart(comparison)
-    if not reasons:
-        return ""
-    return "**Numbers here mean nothing, as far as they rest on this:**\n\n" + as_list(reasons)
+    return as_list(f"**These numbers mean nothing.** {reason}" for reason in reasons)
 
 
 def _too_few(sizes: pd.DataFrame) -> Iterator[str]:
