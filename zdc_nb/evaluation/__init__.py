@@ -24,6 +24,7 @@ from zdc_nb.evaluation.conclusions import (
     model_findings,
     shape_findings,
 )
+from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.figures import (
     changes_figure,
     choose_examples,
@@ -34,15 +35,18 @@ from zdc_nb.evaluation.figures import (
     results_table,
     sample_figure,
     shape_figure,
+    spectrum_figure,
     speed_figure,
     table1_figure,
 )
 from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
 from zdc_nb.evaluation.tables import (
+    CLASSIFIERS,
     COSTS,
     LIKELIHOODS,
     SHAPE_MODELS,
+    auc_table,
     dataset_sizes,
     model_pivot,
     model_table,
@@ -54,7 +58,9 @@ from zdc_nb.evaluation.tables import (
 
 __all__ = [
     "BASELINES",
+    "CLASSIFIERS",
     "COSTS",
+    "DISTANCES",
     "LIKELIHOODS",
     "METRICS",
     "QUANTITIES",
@@ -65,6 +71,7 @@ __all__ = [
     "TwoSample",
     "ablation_findings",
     "as_list",
+    "auc_table",
     "baseline_draws",
     "baseline_evaluations",
     "baseline_findings",
@@ -96,6 +103,7 @@ __all__ = [
     "scale_to_photon_sum",
     "shape_figure",
     "shape_findings",
+    "spectrum_figure",
     "speed_figure",
     "table1",
     "table1_figure",
