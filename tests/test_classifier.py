@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events, split_by_response
@@ -21,6 +22,7 @@ from zdc_nb.evaluation import (
     response_features,
     two_sample_test,
 )
+from zdc_nb.evaluation.images import image_test
 
 
 def make_detector(rows: int, columns: int, channels: int) -> Detector:
@@ -200,12 +202,55 @@ def test_blurred_responses_give_themselves_away(
     assert two_sample_test(test, blurred, seed=1).auc > 0.9
 
 
+def test_images_of_two_halves_of_a_simulation_cannot_be_told_apart(
+    halves: tuple[Events, NDArray[np.uint16]],
+) -> None:
+    test, again = halves
+    # half of the pairs are held out, see above
+    allowed = 4 / math.sqrt(3 * len(test))
+    assert all(abs(image_test(test, again, seed) - 0.5) < allowed for seed in (1, 2))
+
+
+def test_photons_shuffled_over_the_lit_fibres_are_seen_in_the_image(
+    halves: tuple[Events, NDArray[np.uint16]],
+) -> None:
+    test, again = halves
+    rng = np.random.default_rng(3)
+    shuffled = np.zeros_like(again)
+    for response, given in zip(shuffled, again, strict=True):
+        response[given > 0] = rng.permutation(given[given > 0])
+    assert image_test(test, shuffled, seed=1) > 0.9
+
+
+def test_a_pattern_that_no_feature_sees_is_seen_in_the_image() -> None:
+    """Of two fibres beside each other the brighter one stands left (L) or right (R).
+
+    Which of the two alternates such that products of neighbours are as large as ever.
+    """
+
+    def shifted(seed: int) -> NDArray[np.uint16]:
+        """Showers within columns 2 to 7, three pairs of neighbours."""
+        return np.roll(showers(1200, seed), -1, axis=2)
+
+    test = make_events(shifted(13), np.arange(1200), PLAIN)
+    flawed = shifted(14)
+    pairs = np.sort(flawed[:, :, 2:8].reshape(-1, 12, 3, 2), axis=3)
+    for row, pair in product(range(12), range(3)):
+        if ("LLL", "LRL", "RRR", "RLR")[row % 4][pair] == "L":
+            pairs[:, row, pair] = pairs[:, row, pair, ::-1]
+    flawed[:, :, 2:8] = pairs.reshape(-1, 12, 6)
+    assert two_sample_test(test, flawed, seed=1).auc < 0.6
+    assert image_test(test, flawed, seed=1) > 0.95
+
+
 @pytest.mark.parametrize("particles", [1, 4, 5, 200])
 def test_a_response_and_its_answer_are_never_parted(particles: int) -> None:
     """Of a pair of equals, one in the training folds would have the other called the opposite."""
     responses = showers(200, seed=3)
     test = make_events(responses, np.arange(200) % particles, PLAIN)
     assert two_sample_test(test, responses, seed=1).auc == 0.5
+    # rounding differs with the place in a batch
+    assert image_test(test, responses, seed=1) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_particle_is_not_recognised_by_its_repeats() -> None:
@@ -221,6 +266,19 @@ def test_a_particle_is_not_recognised_by_its_repeats() -> None:
     assert two_sample_test(test, generated, seed=1).auc < 0.7
     apart = replace(test, particle=np.arange(len(test)))
     assert two_sample_test(apart, generated, seed=1).auc > 0.9
+    # the network does not know the particle, and the looks are as many of each kind
+    assert abs(image_test(test, generated, seed=1) - 0.5) < 0.3
+
+
+def test_an_image_gives_the_same_again_and_disturbs_nobody() -> None:
+    test = make_events(showers(200, seed=9), np.arange(200) // 5, PLAIN)
+    generated = np.roll(showers(200, seed=10), 1, axis=2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (image_test(test, generated, seed, at_most=150) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_importance_finds_the_one_feature_that_differs() -> None:
@@ -275,6 +333,12 @@ def test_what_cannot_be_tested_is_refused() -> None:
     with pytest.raises(EvaluationError, match="at least 10 pairs of responses, got 3"):
         two_sample_test(test, responses, seed=1, at_most=3)
     assert two_sample_test(test[:10], responses[:10], seed=1).auc == 0.5
+    with pytest.raises(EvaluationError, match=r"generated: expected \(12, 12, 12\)"):
+        image_test(test, responses[:, :11], seed=1)
+    with pytest.raises(EvaluationError, match=r"image test: expected at least 10 pairs.*got 3"):
+        image_test(test, responses, seed=1, at_most=3)
+    # rounding differs with the place in a batch
+    assert image_test(test[:10], responses[:10], seed=1) == pytest.approx(0.5, abs=0.1)
 
 
 def test_figure_has_bars_for_the_features_that_matter_most_to_any_model() -> None:
@@ -299,5 +363,5 @@ def test_figure_has_bars_for_the_features_that_matter_most_to_any_model() -> Non
 
 
 def test_the_classifier_is_imported_only_when_it_is_used() -> None:
-    code = "import sys, zdc_nb.evaluation; sys.exit('sklearn' in sys.modules)"
+    code = "import sys, zdc_nb.evaluation; sys.exit(bool({'sklearn', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

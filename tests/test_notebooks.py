@@ -18,8 +18,9 @@ from bs4 import BeautifulSoup
 
 from tests.projects import ROOT, new_project, run, snakemake, write_study
 from tests.reference_table import assert_matches_reference
+from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES
-from zdc_nb.evaluation.tables import COSTS
+from zdc_nb.evaluation.tables import CLASSIFIERS, COSTS
 from zdc_nb.params import Study, load_study
 from zdc_nb.study import stages_of
 from zdc_nb.study.artefacts import MissingArtefactError
@@ -99,8 +100,11 @@ def test_tables_are_tidy_and_complete(smoke: Study) -> None:
     models = pd.read_csv(tables / "models.csv").set_index(["subset", "model", "metric"])["mean"]
     for subset in smoke.subsets:
         for model in ("teacher", *smoke.setups, "splitting"):
-            for metric in (*METRICS, "centre", "radius", "AUC", *COSTS):
+            always = (*METRICS, "centre", "radius", *CLASSIFIERS, *DISTANCES[2:], *COSTS)
+            for metric in always:
                 assert models[subset, model, metric] > 0
+        for metric in (*CLASSIFIERS, *DISTANCES[2:]):
+            assert {"reference", "reference+sum", "ignorant"} <= {*models[subset, :, metric].index}
         assert 0.4 < models[subset, "reference", "AUC"] < 0.6 < models[subset, "teacher", "AUC"]
         # it has learned something of how light is spread
         assert models[subset, "splitting", "nats"] < 0.6 * models[subset, "binomial", "nats"]

@@ -8,12 +8,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.patches import StepPatch
 
 from tests.event_sets import as_comparison
 from zdc_nb.data.events import Events
 from zdc_nb.data.figures import save_figure
-from zdc_nb.evaluation import BASELINES, METRICS, figures, published_table
+from zdc_nb.evaluation import (
+    BASELINES,
+    DISTANCES,
+    METRICS,
+    auc_table,
+    figures,
+    likeness_findings,
+    model_pivot,
+    model_table,
+    published_table,
+)
 from zdc_nb.evaluation.closure import closure_summary
 from zdc_nb.evaluation.comparison import paired_differences
 from zdc_nb.evaluation.conclusions import (
@@ -373,3 +385,133 @@ def test_results_of_a_study_without_the_full_data_set_stand_alone(table: pd.Data
 
 def test_every_model_has_a_colour() -> None:
     assert {*BASELINES, "teacher", *SETUPS} <= set(figures.COLOURS)
+
+
+def evaluated(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
+    """Values of each generation, by model and metric, on the neutrons."""
+    rows = [
+        ("n", model, metric, run, value)
+        for model, metrics in values.items()
+        for metric, runs in metrics.items()
+        for run, value in enumerate(runs)
+    ]
+    return pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
+
+
+def likeness_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
+    evaluations = evaluated(values)
+    return model_table(evaluations, evaluations.iloc[:0])
+
+
+def near(value: float) -> list[float]:
+    return [value - 0.01, value + 0.01]
+
+
+LIKENESS = {
+    "splitting": {
+        "AUC image": near(0.57),
+        "fibre spectrum": near(3.0),
+        "AUC": near(0.63),
+        "FPD": near(0.08),
+        "nats": [400.0],
+    },
+    "teacher": {
+        "AUC": near(0.98),
+        "AUC image": near(0.9),
+        "FPD": near(2.0),
+        "fibre spectrum": near(9.0),
+    },
+    "reference": {"AUC": near(0.51), "AUC image": near(0.49), "FPD": near(-0.01)},
+    "reference+sum": {
+        "AUC": near(0.625),
+        "AUC image": near(0.6),
+        "FPD": near(0.09),
+        "fibre spectrum": near(1.0),
+    },
+    "ignorant": {
+        "AUC": near(0.88),
+        "AUC image": near(0.61),
+        "FPD": near(2.5),
+        "fibre spectrum": near(7.0),
+    },
+}
+
+
+def test_models_stand_in_order_with_classifiers_and_distances_in_their_columns() -> None:
+    pivot = model_pivot(likeness_of(LIKENESS))
+    assert list(pivot.columns) == ["AUC", "AUC image", "FPD", "fibre spectrum", "nats"]
+    models = ["reference", "reference+sum", "ignorant", "teacher", "splitting"]
+    assert list(pivot.index) == [("n", model) for model in models]
+    assert pivot.loc[("n", "reference"), "FPD"] == pytest.approx(-0.01)
+
+
+def test_likeness_findings_say_who_is_told_and_where_the_judges_disagree() -> None:
+    text = likeness_findings(likeness_of(LIKENESS))
+    assert "features of a response (0.5: it cannot tell): splitting 0.630, teacher 0.980" in text
+    assert "have 0.600; within 0.03 of that, or below: splitting." in text
+    assert "**FPD**: least splitting 0.08, most teacher 2; new simulations scaled" in text
+    assert "sum 0.09. Not told from these (within 2 standard deviations" in text
+    assert "told from new simulations by fibre spectrum, not by AUC, AUC image, FPD." in text
+    assert "Told by all 4: teacher." in text
+    assert "**No proof**: AUC image cannot tell `ignorant`" in text
+    assert "mean little" not in text
+    # a reference that is told from simulation, which it is, is the classifier's own fault
+    odd = LIKENESS | {"reference": {"AUC": near(0.51), "AUC image": near(0.6)}}
+    said = "as they are have 0.600, not 0.5: this classifier had too few"
+    assert said in likeness_findings(likeness_of(odd))
+
+
+def test_likeness_findings_without_a_floor_or_a_classifier_claim_nothing() -> None:
+    alone = {"teacher": LIKENESS["teacher"], "splitting": LIKENESS["splitting"]}
+    text = likeness_findings(likeness_of(alone))
+    assert "without new simulations to compare with: FPD least splitting 0.08, most" in text
+    assert "told from" not in text
+    small = {
+        model: {name: runs for name, runs in metrics.items() if name == "fibre spectrum"}
+        for model, metrics in LIKENESS.items()
+    }
+    text = likeness_findings(likeness_of(small))
+    assert text.count("the test part is too small for a classifier") == 2
+    assert "**fibre spectrum**: least splitting 3, most teacher 9" in text
+
+
+def test_auc_of_others_is_marked_as_of_another_detector() -> None:
+    table = auc_table(likeness_of(LIKENESS))
+    ours = table[table["detector"] == "ZN, n (this study)"].set_index("model")
+    assert list(ours.index) == ["reference+sum", "teacher", "splitting"]
+    assert ours.loc["splitting", "low_level"] == pytest.approx(0.57)
+    assert ours.loc["splitting", "high_level"] == pytest.approx(0.63)
+    others = table[table["detector"] != "ZN, n (this study)"]
+    assert others["detector"].str.startswith("another detector: CaloChallenge").all()
+    assert others[["low_level", "high_level"]].stack().between(0.5, 1).all()
+    best = others.set_index("model").loc["CaloDREAM"]
+    assert (best["low_level"], best["high_level"]) == (0.531, 0.521)
+    # where nothing could be classified, the others are left
+    nothing = auc_table(likeness_of({"teacher": {"FPD": [1.0, 2.0]}}))
+    assert nothing["detector"].tolist() == others["detector"].tolist()
+
+
+def test_spectrum_figure_holds_every_fibre_and_response() -> None:
+    events = make_events(particles=12, repeats=6)
+    doubled = 2 * events.responses
+    figure = figures.spectrum_figure(events, {"teacher": doubled, "bs": events.responses}, "n")
+    figure.draw_without_rendering()
+    fibres, lit, fibre_ratio, lit_ratio = figure.axes
+
+    def sums(axis: Axes) -> list[float]:
+        """What the densities of an axis add up to, one for each set of responses."""
+        data = [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
+        return [float((each.values * np.diff(each.edges)).sum()) for each in data]
+
+    np.testing.assert_allclose(sums(fibres), events.lit_fibres.mean())
+    np.testing.assert_allclose(sums(lit), 1)
+    for axis, right in ((fibre_ratio, [False, True]), (lit_ratio, [True, True])):
+        _, *models = (patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch))
+        ratios = [each.values[np.isfinite(each.values)] for each in models]
+        assert [bool(np.allclose(each, 1)) for each in ratios] == right
+
+
+def test_every_distance_has_a_place_in_the_table_of_models() -> None:
+    names = ["AUC", "AUC image", *DISTANCES]
+    table = likeness_of({"bs": {name: near(1.0) for name in reversed(names)}})
+    assert list(model_pivot(table).columns) == names

@@ -34,6 +34,7 @@ from zdc_nb.evaluation.conclusions import (
     model_findings,
     shape_findings,
 )
+from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.figures import (
     changes_figure,
     choose_examples,
@@ -45,6 +46,7 @@ from zdc_nb.evaluation.figures import (
     results_table,
     sample_figure,
     shape_figure,
+    spectrum_figure,
     speed_figure,
     table1_figure,
 )
@@ -61,9 +63,11 @@ from zdc_nb.evaluation.new_particles import (
     seen_and_new_pivot,
 )
 from zdc_nb.evaluation.tables import (
+    CLASSIFIERS,
     COSTS,
     LIKELIHOODS,
     SHAPE_MODELS,
+    auc_table,
     dataset_sizes,
     model_pivot,
     model_table,
@@ -75,7 +79,9 @@ from zdc_nb.evaluation.tables import (
 
 __all__ = [
     "BASELINES",
+    "CLASSIFIERS",
     "COSTS",
+    "DISTANCES",
     "LIKELIHOODS",
     "METRICS",
     "QUANTITIES",
@@ -87,6 +93,7 @@ __all__ = [
     "TwoSample",
     "ablation_findings",
     "as_list",
+    "auc_table",
     "baseline_draws",
     "baseline_evaluations",
     "baseline_findings",
@@ -136,6 +143,7 @@ __all__ = [
     "seen_and_new_pivot",
     "shape_figure",
     "shape_findings",
+    "spectrum_figure",
     "speed_figure",
     "table1",
     "table1_figure",

@@ -20,12 +20,27 @@ from zdc_nb.detector import Detector, channel_sums, containment_radius, shower_c
 from zdc_nb.evaluation.metrics import EvaluationError
 from zdc_nb.params import derive_seed
 
-__all__ = ["FEWEST_PAIRS", "TwoSample", "response_features", "two_sample_test"]
+__all__ = [
+    "FEWEST_PAIRS",
+    "FOLDS",
+    "MOST_PAIRS",
+    "TwoSample",
+    "choose_pairs",
+    "features_of",
+    "features_test",
+    "groups_of_pairs",
+    "response_features",
+    "two_sample_test",
+]
 
 FEWEST_PAIRS = 10
 """Pairs without which a fold would hold out a single one."""
 
-_FOLDS = 5
+MOST_PAIRS = 10_000
+"""Of more pairs so many are looked at, taken at random."""
+
+FOLDS = 5
+"""Parts that pairs are dealt into, each of which is held out."""
 
 _CHUNK = 2048
 """Responses looked at together, so that memory stays small at the size of the published data set."""
@@ -150,7 +165,7 @@ def two_sample_test(
     generated: NDArray[Any],
     seed: int,
     importances: bool = False,
-    at_most: int = 10_000,
+    at_most: int = MOST_PAIRS,
 ) -> TwoSample:
     """Train a classifier to tell generated from test responses, and ask it about others.
 
@@ -201,23 +216,46 @@ def two_sample_test(
             f"generated: expected {expected}, a response for each test response, "
             f"got {generated.shape}"
         )
-    if min(len(test), at_most) < FEWEST_PAIRS:
+    chosen = choose_pairs(len(test), seed, at_most)
+    test, generated = test[chosen], generated[chosen]
+    features = [features_of(test, responses) for responses in (test.responses, generated)]
+    return features_test(*features, test.particle, seed, importances)
+
+
+def choose_pairs(count: int, seed: int, at_most: int = MOST_PAIRS) -> NDArray[np.intp] | slice:
+    """Places of ``at_most`` of ``count`` pairs, taken at random, in order; all of fewer."""
+    if count <= at_most:
+        return slice(None)
+    rng = np.random.default_rng(derive_seed(seed, "pairs"))
+    return np.sort(rng.choice(count, at_most, replace=False))
+
+
+def features_of(events: Events, responses: NDArray[Any]) -> pd.DataFrame:
+    """:func:`response_features` of answers (N, R, K) to the particles of N events."""
+    energy = events.features[:, FEATURES.index("energy")]
+    return response_features(responses, energy, events.detector)
+
+
+def features_test(
+    test: pd.DataFrame,
+    generated: pd.DataFrame,
+    particle: NDArray[np.int64],
+    seed: int,
+    importances: bool = False,
+) -> TwoSample:
+    """As :func:`two_sample_test`, of features of n pairs that are known already.
+
+    ``test`` and ``generated`` are from :func:`features_of`, ``particle`` (n,) is that of the test
+    responses.
+    """
+    if len(test) < FEWEST_PAIRS:
         raise EvaluationError(
-            f"two-sample test: expected at least {FEWEST_PAIRS} pairs of responses, "
-            f"got {min(len(test), at_most)}"
+            f"two-sample test: expected at least {FEWEST_PAIRS} pairs of responses, got {len(test)}"
         )
     rng = np.random.default_rng(derive_seed(seed, "two-sample test"))
-    if len(test) > at_most:
-        chosen = np.sort(rng.choice(len(test), at_most, replace=False))
-        test, generated = test[chosen], generated[chosen]
-    energy = test.features[:, FEATURES.index("energy")]
-    features = pd.concat(
-        response_features(responses, energy, test.detector)
-        for responses in (test.responses, generated)
-    )
     is_generated = np.repeat([False, True], len(test))
-    groups = np.tile(_groups(test.particle, rng), 2)
-    return _cross_validate(features, is_generated, groups, rng, importances)
+    groups = np.tile(groups_of_pairs(particle, rng), 2)
+    return _cross_validate(pd.concat([test, generated]), is_generated, groups, rng, importances)
 
 
 def _count(responses: NDArray[Any]) -> NDArray[np.float64]:
@@ -263,10 +301,14 @@ def _count(responses: NDArray[Any]) -> NDArray[np.float64]:
     )
 
 
-def _groups(particle: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:
-    """(N,): labels of what has to be in one fold, of N pairs; at least as many as folds."""
+def groups_of_pairs(particle: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:
+    """(N,): labels of what has to be in one fold, of N pairs; at least as many as :data:`FOLDS`.
+
+    The pairs of a particle have one label; of fewer than five particles each pair has its own.
+    ``rng`` decides which label falls into which fold.
+    """
     labels, group = np.unique(particle, return_inverse=True)
-    if len(labels) < _FOLDS:
+    if len(labels) < FOLDS:
         labels, group = particle, np.arange(len(particle))
     # groups of one size are dealt out by label, so that the label has to be random
     return rng.permutation(len(labels))[group]
@@ -288,7 +330,7 @@ def _cross_validate(
     shuffled_features = range(values.shape[1] if importances else 0)
     predicted = np.empty(len(values))
     after = np.empty((len(shuffled_features), len(values)))
-    for train, held_out in GroupKFold(_FOLDS).split(values, groups=groups):
+    for train, held_out in GroupKFold(FOLDS).split(values, groups=groups):
         # Early stopping would be on with many responses alone, and parts the pairs to validate.
         model = HistGradientBoostingClassifier(early_stopping=False, random_state=0)
         model.fit(values[train], is_generated[train])

@@ -7,6 +7,7 @@ allow (:func:`~zdc_nb.evaluation.baselines.what_can_be_evaluated`) is left out, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pandas as pd
 from zdc_nb.evaluation.baselines import RESIMULATED
 from zdc_nb.evaluation.closure_conclusions import summary_sentences
 from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.sentences import as_list, listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
 from zdc_nb.params import SUBSETS
@@ -424,12 +426,17 @@ def _evaluation_sentences(table: pd.DataFrame) -> Iterator[str]:
 _BELOW = 0.01
 """An AUC this close to the floor's is not told apart from it: so much it varies by chance."""
 
+_MARGINS = {"AUC": _BELOW, "AUC image": 0.03}
+"""The same of each classifier: the network learns from fewer responses and varies more."""
+
+_SEES = {"AUC": "features of a response", "AUC image": "every fibre, but not the particle"}
+
 _RATIOS = ("WS", "MAE_c", "MAE_cw", "centre", "radius")
 """Metrics of a model that are told as multiples of the floor's."""
 
 
 def likeness_findings(table: pd.DataFrame) -> str:
-    """What AUC and nats say of the models of one data set, as a Markdown list.
+    """What classifiers, distances and nats say of the models of one data set, as a Markdown list.
 
     ``table`` is that of :func:`~zdc_nb.evaluation.tables.model_table`, of one subset.
     """
@@ -437,21 +444,28 @@ def likeness_findings(table: pd.DataFrame) -> str:
 
 
 def _likeness_sentences(table: pd.DataFrame) -> Iterator[str]:
-    auc = table[table["metric"] == "AUC"].set_index("model")["mean"]
-    trained = auc[[model for model in auc.index if is_trained(model)]].sort_values()
-    if len(trained) == 0:
-        yield "**AUC**: the test part is too small for a classifier."
-    else:
-        text = "**AUC** of a classifier that looks for generated responses (0.5: it cannot tell): "
+    for metric, sees in _SEES.items():
+        auc = table[table["metric"] == metric].set_index("model")["mean"]
+        trained = auc[[model for model in auc.index if is_trained(model)]].sort_values()
+        if len(trained) == 0:
+            yield f"**{metric}**: the test part is too small for a classifier."
+            continue
+        text = f"**{metric}** of a classifier that sees {sees} (0.5: it cannot tell): "
         text += ", ".join(f"{model} {value:.3f}" for model, value in trained.items())
         if "reference+sum" in auc:
-            floor = auc["reference+sum"]
-            near = trained.index[trained <= floor + _BELOW]
+            floor, margin = auc["reference+sum"], _MARGINS[metric]
+            near = trained.index[trained <= floor + margin]
             text += (
                 f". New simulations scaled to the photon sum have {floor:.3f}; within "
-                f"{_BELOW:g} of that, or below: {listed_names(near)}"
+                f"{margin:g} of that, or below: {listed_names(near)}"
+            )
+        if "reference" in auc and abs(auc["reference"] - 0.5) > 2 * _MARGINS[metric]:
+            text += (
+                f". New simulations as they are have {auc['reference']:.3f}, not 0.5: this "
+                "classifier had too few responses, and its numbers mean little"
             )
         yield f"{text}."
+    yield from _distance_sentences(table)
     nats = table[table["metric"] == "nats"].set_index("model")["mean"]
     if {"binomial"} < set(nats.index):
         others = nats.drop("binomial").sort_values()
@@ -475,6 +489,73 @@ def _likeness_sentences(table: pd.DataFrame) -> Iterator[str]:
                 ", ".join(f"{model} {value:.1f}" for model, value in lost.items())
             )
         yield f"{text} nats."
+
+
+def _distance_sentences(table: pd.DataFrame) -> Iterator[str]:
+    """How far each model is by every distance, and where these and the classifiers disagree."""
+    judges = [name for name in (*_SEES, *DISTANCES) if (table["metric"] == name).any()]
+    means, spreads = (
+        table.pivot(index="model", columns="metric", values=value).reindex(columns=judges)
+        for value in ("mean", "std")
+    )
+    trained = [model for model in means.index if is_trained(model)]
+    distances = [name for name in judges if name in DISTANCES]
+    if not (trained and distances):
+        return
+    if "reference+sum" not in means.index:
+        yield "**Distances**, without new simulations to compare with: " + "; ".join(
+            f"{name} least {_extreme(means.loc[trained, name], 'min')}, "
+            f"most {_extreme(means.loc[trained, name], 'max')}"
+            for name in distances
+        )
+        return
+    # of fewer responses than the models answer, the floor may lack some
+    floor = means.loc["reference+sum"].dropna()
+    means, spreads = means[floor.index], spreads[floor.index]
+    distances = [name for name in distances if name in floor]
+    variances = spreads.fillna(0) ** 2
+    margins = SIGNIFICANT * (variances + variances.loc["reference+sum"]) ** 0.5
+    for name, margin in _MARGINS.items():
+        if name in margins:
+            margins[name] = margin
+    told = means > floor + margins
+    for name in distances:
+        near = [model for model in trained if not told.loc[model, name]]
+        yield (
+            f"**{name}**: least {_extreme(means.loc[trained, name], 'min')}, most "
+            f"{_extreme(means.loc[trained, name], 'max')}; new simulations scaled to the photon "
+            f"sum {floor[name]:.3g}. Not told from these (within {SIGNIFICANT:g} standard "
+            f"deviations of a generation): {listed_names(near)}."
+        )
+    yield _disagreement(told, trained)
+    if "ignorant" in told.index and not told.loc["ignorant"].all():
+        blind = told.columns[~told.loc["ignorant"]]
+        yield (
+            f"**No proof**: {listed_names(blind)} cannot tell `ignorant`, which knows nothing of "
+            "the particle, from new simulations either."
+        )
+
+
+def _extreme(values: pd.Series[float], which: Literal["min", "max"]) -> str:
+    """The model with the least or the most, and its value."""
+    values = values.dropna()
+    model = values.idxmin() if which == "min" else values.idxmax()
+    return f"{model} {values[model]:.3g}"
+
+
+def _disagreement(told: pd.DataFrame, trained: list[str]) -> str:
+    """Models that some of the classifiers and distances tell from the floor, and others do not."""
+    parts = [
+        f"{model} is told from new simulations by {listed_names(row.index[row])}, not by "
+        f"{listed_names(row.index[~row])}"
+        for model, row in told.loc[trained].iterrows()
+        if row.any() and not row.all()
+    ]
+    everywhere = [model for model in trained if told.loc[model].all()]
+    return (
+        f"**Where they disagree**: {'; '.join(parts) or 'nowhere'}. Told by all "
+        f"{told.shape[1]}: {listed_names(everywhere)}."
+    )
 
 
 def model_findings(table: pd.DataFrame) -> str:

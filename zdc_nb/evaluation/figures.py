@@ -24,6 +24,7 @@ from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.closure import EVERYTHING
 from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.distances import photon_spectrum
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
 from zdc_nb.params import SUBSETS
@@ -39,6 +40,7 @@ __all__ = [
     "results_table",
     "sample_figure",
     "shape_figure",
+    "spectrum_figure",
     "speed_figure",
     "table1_figure",
 ]
@@ -484,6 +486,71 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
         "on the line the model is right"
     )
     return figure
+
+
+def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset: str) -> Figure:
+    """Photons of single fibres, and lit fibres of responses: simulated against models, with ratios.
+
+    Parameters
+    ----------
+    test
+        N test events.
+    generated
+        by model, responses (N, R, K) aligned with ``test``.
+    subset
+        for the title.
+    """
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, height_ratios=[2, 1], sharex="col")
+    responses = {"simulated": test.responses, **generated}
+    spectra = {model: photon_spectrum(each) for model, each in responses.items()}
+    top = max(len(spectrum) for spectrum in spectra.values())
+    # whole numbers first, then ever wider: a bin without a whole number in it would be empty
+    edges = np.unique(np.rint(np.geomspace(1, max(top, 2), 30)).astype(int)) - 0.5
+    photons = {
+        model: np.histogram(np.arange(len(spectrum)), edges, weights=spectrum)[0]
+        for model, spectrum in spectra.items()
+    }
+    _with_ratio(axes[:, 0], edges, photons, len(test))
+    axes[0, 0].set(xscale="log", yscale="log", ylabel="fibres per response and photon")
+    axes[1, 0].set(xlabel="photons in a lit fibre")
+    lit = {model: np.count_nonzero(each, axis=(1, 2)) for model, each in responses.items()}
+    bins = int(np.clip(np.sqrt(len(test)), 8, 40))
+    edges = np.linspace(0, max(each.max() for each in lit.values()) + 1, bins + 1)
+    counts = {model: np.histogram(each, edges)[0] for model, each in lit.items()}
+    _with_ratio(axes[:, 1], edges, counts, len(test))
+    axes[0, 1].set(yscale="log", ylabel="share of the responses per fibre")
+    axes[1, 1].set(xlabel="lit fibres of a response")
+    for axis in axes[1]:
+        axis.axhline(1, color="0.4", linewidth=0.8)
+        axis.set(ylim=(0, 2.5), ylabel="model / simulated")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
+    figure.suptitle(
+        f"{subset}: {len(test)} simulated responses and one generation of each model; "
+        "grey below: what chance leaves of the simulated ones"
+    )
+    return figure
+
+
+def _with_ratio(
+    axes: NDArray[Any], edges: NDArray[Any], counts: Mapping[str, NDArray[Any]], total: int
+) -> None:
+    """Densities above, and below each over the first, with its counting error (one sigma)."""
+    first, *others = counts.values()
+    axes[0].stairs(
+        first / np.diff(edges) / total, edges, fill=True, color="0.8", label=next(iter(counts))
+    )
+    few = first > 0
+    error = np.zeros(len(first))
+    error[few] = 1 / np.sqrt(first[few])
+    axes[1].stairs(1 + error, edges, baseline=1 - error, fill=True, color="0.85")
+    colours = colours_of(list(counts)[1:])
+    for model, each in zip(list(counts)[1:], others, strict=True):
+        axes[0].stairs(each / np.diff(edges) / total, edges, color=colours[model], label=model)
+        ratio = np.full(len(first), np.nan)
+        ratio[few] = each[few] / first[few]
+        axes[1].stairs(ratio, edges, color=colours[model])
 
 
 def speed_figure(speed: pd.DataFrame) -> Figure:

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
+from zdc_nb.evaluation.classifier import FEWEST_PAIRS, choose_pairs, features_of, features_test
+from zdc_nb.evaluation.distances import Distances
 from zdc_nb.evaluation.metrics import Observed, compare, observe, require_finite
 
 __all__ = ["evaluate_runs"]
@@ -34,15 +35,19 @@ def evaluate_runs(
     generations
         arrays (N, R, K), one for each run; read one at a time.
     classified
-        of these, the first ones that get the metric ``AUC``
-        (:func:`zdc_nb.evaluation.classifier.two_sample_test`), too; none of a test part that is
-        too small for it.
+        of these, the first ones that get the metrics ``AUC``
+        (:func:`zdc_nb.evaluation.classifier.two_sample_test`) and ``AUC image``
+        (:func:`zdc_nb.evaluation.images.image_test`), too; none of a test part that is too small
+        for it.
     keep
         is given what the metrics look at of each generation.
 
     Returns
     -------
-    A frame with columns subset, model, metric, run (from 0), value; see :func:`evaluate`.
+    A frame with columns subset, model, metric, run (from 0), value: those of :func:`evaluate` and
+    the :data:`~zdc_nb.evaluation.distances.DISTANCES`. What looks at features or projections of
+    responses (``AUC``, ``FPD``, ``KPD``, ``sliced WS``) looks at 10 000 pairs at most, the same of
+    all generations and models.
 
     Raises
     ------
@@ -50,14 +55,31 @@ def evaluate_runs(
         naming the subset, model and metric that is not finite.
     """
     observed = observe(test.responses, test.detector)
-    rows = []
+    chosen = choose_pairs(len(test), seed=0)
+    part = test[chosen]
+    simulated = features_of(part, part.responses)
+    distances = Distances(test, chosen, simulated)
+    frames = []
     for run, generated in enumerate(generations):
         found = observe(generated, test.detector)
         metrics = compare(observed, found, test)
         if keep is not None:
             keep(found)
-        if run < classified and len(test) >= FEWEST_PAIRS:
-            metrics["AUC"] = two_sample_test(test, generated, seed=run).auc
-        rows += [(subset, model, metric, run, value) for metric, value in metrics.items()]
+        # first of all, because what follows cannot do with a NaN
+        frames.append(_rows(subset, model, run, metrics))
+        features = features_of(part, generated[chosen])
+        metrics = distances(generated, features)
+        if run < classified and len(part) >= FEWEST_PAIRS:
+            # torch takes long to import, and most who import this module measure nothing
+            from zdc_nb.evaluation.images import image_test  # noqa: PLC0415
+
+            metrics["AUC"] = features_test(simulated, features, part.particle, seed=run).auc
+            metrics["AUC image"] = image_test(part, generated[chosen], seed=run)
+        frames.append(_rows(subset, model, run, metrics))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _rows(subset: str, model: str, run: int, metrics: dict[str, float]) -> pd.DataFrame:
+    rows = [(subset, model, metric, run, value) for metric, value in metrics.items()]
     frame = pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
     return require_finite(frame, "value")

@@ -15,11 +15,16 @@ import pandas as pd
 
 from zdc_nb.data.events import Split
 from zdc_nb.evaluation.baselines import BASELINES, RESIMULATED
+from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
 from zdc_nb.params import SETUPS, SUBSETS
 
 __all__ = [
+    "CLASSIFIERS",
+    "COSTS",
+    "LIKELIHOODS",
     "SHAPE_MODELS",
+    "auc_table",
     "dataset_sizes",
     "in_order",
     "is_trained",
@@ -37,6 +42,9 @@ SHAPE_MODELS = ("reference", "reference+sum", "teacher", "bs", "bs+ch+div", "spl
 
 UNTRAINED = (*BASELINES, "binomial")
 
+CLASSIFIERS = ("AUC", "AUC image")
+"""How well generated responses are told from simulated ones: by their features, by their images."""
+
 LIKELIHOODS = ("nats", "density", "KL")
 """Nats per response: -log P of a test response; -log of its density, dequantised, in a flow's own
 coordinates; and KL(student || teacher)."""
@@ -44,6 +52,18 @@ coordinates; and KL(student || teacher)."""
 COSTS = ("train_seconds", "ms_per_sample", "megabytes")
 """What a model costs: seconds of its training (a student's without its teacher's), milliseconds
 from a particle to photons at batch 256, and megabytes of its file."""
+
+
+_OF_MODELS = (
+    *METRICS,
+    "centre",
+    "radius",
+    *CLASSIFIERS,
+    *DISTANCES,
+    *LIKELIHOODS,
+    *COSTS,
+)
+"""Metrics of the table of models, in its order."""
 
 
 def is_trained(model: str) -> bool:
@@ -181,25 +201,22 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     -------
     Columns subset, model, metric, mean, std (over all runs, ddof = 1; empty where there is one),
     runs (those of all trainings). Metrics are those of Table 1; ``centre`` and ``radius``, the MAE of Table 2 (fibres);
-    ``AUC``; :data:`LIKELIHOODS`; and :data:`COSTS`. What a model does not have is left out.
+    :data:`CLASSIFIERS`; :data:`~zdc_nb.evaluation.distances.DISTANCES`; :data:`LIKELIHOODS`; and
+    :data:`COSTS`. What a model does not have is left out.
     """
     renamed = {"centre MAE": "centre", "radius MAE": "radius"}
-    metrics = (*METRICS, "centre", "radius", "AUC", *LIKELIHOODS, *COSTS)
     every = pd.concat([evaluations, costs], ignore_index=True)
     every = every.assign(metric=every["metric"].replace(renamed))
     groups = require_finite(every, "value").groupby(["subset", "model", "metric"])["value"]
     summary = groups.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
     models = in_order(every["model"])
-    order = [key for key in product(SUBSETS, models, metrics) if key in summary.index]
+    order = [key for key in product(SUBSETS, models, _OF_MODELS) if key in summary.index]
     return summary.loc[order].reset_index()
 
 
 def model_pivot(table: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`model_table`: a row for each subset and model, a column for each metric."""
-    found = dict.fromkeys(table["metric"])
-    columns = [name for name in found if name not in LIKELIHOODS]
-    position = columns.index("AUC") + 1 if "AUC" in columns else len(columns)
-    columns[position:position] = [name for name in LIKELIHOODS if name in found]
+    columns = [name for name in _OF_MODELS if (table["metric"] == name).any()]
     order = pd.MultiIndex.from_frame(table[["subset", "model"]].drop_duplicates())
     means = table.pivot(index=["subset", "model"], columns="metric", values="mean")
     return means.reindex(order)[columns]
@@ -210,6 +227,38 @@ def published_table(number: Literal[1, 2]) -> pd.DataFrame:
     source = resources.files("zdc_nb.evaluation") / "published" / f"published_table{number}.csv"
     with source.open("r", encoding="utf-8") as lines:
         return pd.read_csv(lines)
+
+
+def auc_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Our AUC beside those published for other calorimeters, which are marked as such.
+
+    Parameters
+    ----------
+    table
+        that of :func:`model_table`.
+
+    Returns
+    -------
+    Columns detector, model, low_level (a classifier that sees the cells: ``AUC image`` here) and
+    high_level (one that sees features: ``AUC``). Ours are of the last data set of ``table``: the
+    trained models, and ``reference+sum``, what new simulations have here. The others are of
+    submissions to the CaloChallenge 2022 (arXiv 2410.21611), by its own classifiers, and no rows
+    beside ours where no model has an AUC.
+    """
+    means = table.pivot(index=["subset", "model"], columns="metric", values="mean")
+    means = means.reindex(columns=["AUC image", "AUC"]).dropna(how="all")
+    subsets = [name for name in SUBSETS if name in means.index.get_level_values("subset")]
+    rows = [
+        (f"ZN, {subset} (this study)", model, *means.loc[(subset, model)])
+        for subset in subsets[-1:]
+        for model in in_order(means.loc[subset].index)
+        if is_trained(model) or model == "reference+sum"
+    ]
+    source = resources.files("zdc_nb.evaluation") / "published" / "published_auc.csv"
+    with source.open("r", encoding="utf-8") as lines:
+        others = pd.read_csv(lines)
+    others["detector"] = "another detector: " + others["detector"]
+    return pd.concat([pd.DataFrame(rows, columns=others.columns), others], ignore_index=True)
 
 
 def _summary(
