@@ -288,5 +288,6 @@ def _sorted_projections(
     images: sparse.csr_array, directions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(n, directions): along each direction, in increasing order."""
-    projected: NDArray[np.float64] = np.sort(images @ directions, axis=0)
+    projected: NDArray[np.float64] = images @ directions
+    projected.sort(axis=0)
     return projected
