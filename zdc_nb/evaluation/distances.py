@@ -280,8 +280,9 @@ def _shuffled_pairs(
 def _random_directions(detector: Detector, seed: int) -> NDArray[np.float64]:
     """(R * K, directions), columns of length 1."""
     rng = np.random.default_rng(derive_seed(seed, "directions"))
-    directions = rng.standard_normal((detector.dim, _DIRECTIONS))
-    return directions / np.linalg.norm(directions, axis=0)
+    directions: NDArray[np.float64] = rng.standard_normal((detector.dim, _DIRECTIONS))
+    directions /= np.linalg.norm(directions, axis=0)
+    return directions
 
 
 def _sorted_projections(
