@@ -420,7 +420,8 @@ def _distance_sentences(table: pd.DataFrame) -> Iterator[str]:
             f"sum {floor[name]:.3g}. Not told from these (within {SIGNIFICANT:g} standard "
             f"deviations of a generation): {listed_names(near)}."
         )
-    yield _disagreement(told, trained)
+    if len(told.columns) > 1:
+        yield _disagreement(told, trained)
     if "ignorant" in told.index and not told.loc["ignorant"].all():
         blind = [name for name in told.columns if not told.loc["ignorant", name]]
         yield (
