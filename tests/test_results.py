@@ -483,7 +483,8 @@ def test_auc_of_others_is_marked_as_of_another_detector() -> None:
     assert ours.loc["splitting", "high_level"] == pytest.approx(0.63)
     others = table[table["detector"] != "ZN, n (this study)"]
     assert others["detector"].str.startswith("another detector: CaloChallenge").all()
-    assert others[["low_level", "high_level"]].stack().between(0.5, 1).all()
+    published = others[["low_level", "high_level"]].to_numpy(np.float64)
+    assert ((published > 0.5) & (published < 1)).all()
     best = others.set_index("model").loc["CaloDREAM"]
     assert (best["low_level"], best["high_level"]) == (0.531, 0.521)
     # where nothing could be classified, the others are left
@@ -501,13 +502,13 @@ def test_spectrum_figure_holds_every_fibre_and_response() -> None:
     def sums(axis: Axes) -> list[float]:
         """What the densities of an axis add up to, one for each set of responses."""
         data = [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
-        return [float((each.values * np.diff(each.edges)).sum()) for each in data]
+        return [float((values * np.diff(edges)).sum()) for values, edges, _ in data]
 
     np.testing.assert_allclose(sums(fibres), events.lit_fibres.mean())
     np.testing.assert_allclose(sums(lit), 1)
     for axis, right in ((fibre_ratio, [False, True]), (lit_ratio, [True, True])):
         _, *models = (patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch))
-        ratios = [each.values[np.isfinite(each.values)] for each in models]
+        ratios = [values[np.isfinite(values)] for values, *_ in models]
         assert [bool(np.allclose(each, 1)) for each in ratios] == right
 
 

@@ -218,8 +218,8 @@ def two_sample_test(
         )
     chosen = choose_pairs(len(test), seed, at_most)
     test, generated = test[chosen], generated[chosen]
-    features = [features_of(test, responses) for responses in (test.responses, generated)]
-    return features_test(*features, test.particle, seed, importances)
+    simulated, answers = (features_of(test, each) for each in (test.responses, generated))
+    return features_test(simulated, answers, test.particle, seed, importances)
 
 
 def choose_pairs(count: int, seed: int, at_most: int = MOST_PAIRS) -> NDArray[np.intp] | slice:

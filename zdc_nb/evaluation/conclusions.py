@@ -527,9 +527,10 @@ def _distance_sentences(table: pd.DataFrame) -> Iterator[str]:
             f"sum {floor[name]:.3g}. Not told from these (within {SIGNIFICANT:g} standard "
             f"deviations of a generation): {listed_names(near)}."
         )
-    yield _disagreement(told, trained)
+    if len(told.columns) > 1:
+        yield _disagreement(told, trained)
     if "ignorant" in told.index and not told.loc["ignorant"].all():
-        blind = told.columns[~told.loc["ignorant"]]
+        blind = [name for name in told.columns if not told.loc["ignorant", name]]
         yield (
             f"**No proof**: {listed_names(blind)} cannot tell `ignorant`, which knows nothing of "
             "the particle, from new simulations either."
@@ -539,8 +540,9 @@ def _distance_sentences(table: pd.DataFrame) -> Iterator[str]:
 def _extreme(values: pd.Series[float], which: Literal["min", "max"]) -> str:
     """The model with the least or the most, and its value."""
     values = values.dropna()
-    model = values.idxmin() if which == "min" else values.idxmax()
-    return f"{model} {values[model]:.3g}"
+    if which == "min":
+        return f"{values.idxmin()} {values.min():.3g}"
+    return f"{values.idxmax()} {values.max():.3g}"
 
 
 def _disagreement(told: pd.DataFrame, trained: list[str]) -> str:

@@ -280,13 +280,15 @@ def _shuffled_pairs(
 def _random_directions(detector: Detector, seed: int) -> NDArray[np.float64]:
     """(R * K, directions), columns of length 1."""
     rng = np.random.default_rng(derive_seed(seed, "directions"))
-    directions = rng.standard_normal((detector.dim, _DIRECTIONS))
-    return directions / np.linalg.norm(directions, axis=0)
+    directions: NDArray[np.float64] = rng.standard_normal((detector.dim, _DIRECTIONS))
+    directions /= np.linalg.norm(directions, axis=0)
+    return directions
 
 
 def _sorted_projections(
     images: sparse.csr_array, directions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(n, directions): along each direction, in increasing order."""
-    projected: NDArray[np.float64] = np.sort(images @ directions, axis=0)
+    projected: NDArray[np.float64] = images @ directions
+    projected.sort(axis=0)
     return projected

@@ -519,7 +519,7 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     edges = np.linspace(0, max(each.max() for each in lit.values()) + 1, bins + 1)
     counts = {model: np.histogram(each, edges)[0] for model, each in lit.items()}
     _with_ratio(axes[:, 1], edges, counts, len(test))
-    axes[0, 1].set(yscale="log", ylabel="share of the responses per fibre")
+    axes[0, 1].set(ylabel="share of the responses per fibre")
     axes[1, 1].set(xlabel="lit fibres of a response")
     for axis in axes[1]:
         axis.axhline(1, color="0.4", linewidth=0.8)

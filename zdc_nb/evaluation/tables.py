@@ -249,7 +249,7 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
     means = means.reindex(columns=["AUC image", "AUC"]).dropna(how="all")
     subsets = [name for name in SUBSETS if name in means.index.get_level_values("subset")]
     rows = [
-        (f"ZN, {subset} (this study)", model, *means.loc[(subset, model)])
+        (f"ZN, {subset} (this study)", model, *means.xs((subset, model)))
         for subset in subsets[-1:]
         for model in in_order(means.loc[subset].index)
         if is_trained(model) or model == "reference+sum"
