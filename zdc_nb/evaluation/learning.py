@@ -47,7 +47,8 @@ def learning_figure(table: pd.DataFrame) -> Figure:
     for row, curve in zip(axes, curves, strict=True):
         for axis, metric in zip(row, metrics, strict=True):
             chosen = table[(table["curve"] == curve) & (table["metric"] == metric)]
-            _panel(axis, chosen, _CURVES[curve][0])
+            most = float(table.loc[table["metric"] == metric, "ratio_high"].max())
+            _panel(axis, chosen, _CURVES[curve][0], most)
             axis.set_ylabel(f"{metric} / its floor")
             axis.set_title(_title(chosen, curve))
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -61,7 +62,8 @@ def learning_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, table: pd.DataFrame, along: str) -> None:
+def _panel(axis: Axes, table: pd.DataFrame, along: str, most: float) -> None:
+    """``most`` is the largest value of a column of panels, which share their axis."""
     for place, (part, (colour, marker, label)) in enumerate(_PARTS.items()):
         line = table[table["part"] == part].sort_values(along)
         axis.errorbar(
@@ -73,18 +75,15 @@ def _panel(axis: Axes, table: pd.DataFrame, along: str) -> None:
             capsize=3,
             label=label,
         )
+    axis.set_ylim(0.5, max(2.0, 1.1 * most))
     axis.axhline(1.0, color="0.75", linewidth=4, zorder=0, label="floor: new simulations")
     ticks = table.drop_duplicates(along).sort_values(along)
-    labels = [
-        f"{row[along]:,.0f}\nx {row['repeats']}".replace(",", " ")
-        for row in ticks.to_dict("records")
-    ]
+    labels = [f"{row[along]:.0f}\nx {row['repeats']}" for row in ticks.to_dict("records")]
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xticks(ticks[along], labels)
     axis.minorticks_off()
-    most = max(2.0, float(table["ratio_high"].max()))
-    marks = [mark for mark in (1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if mark <= 1.1 * most]
+    marks = [mark for mark in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 20, 50, 100) if mark <= 1.2 * most]
     axis.set_yticks(marks, [f"{mark:g}" for mark in marks])
     said = {"particles": "training particles", "responses": "training responses"}[along]
     axis.set_xlabel(f"{said} (below: x simulations of each particle)")
