@@ -220,6 +220,23 @@ def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
     assert 0.88 <= held / repetitions <= 1
 
 
+def test_what_a_training_is_worth_on_both_parts_is_no_gap() -> None:
+    """Trainings far apart from each other, each of which is twice as far off on new particles."""
+    parts = {}
+    for number, (part, factor) in enumerate({"seen": 1.0, "new": 2.0}.items()):
+        first = 20 * number
+        test = make_events(np.repeat(np.arange(first, first + 15 + number), 3), seed=number)
+        trainings = {k: shifted(test, 10.0 * k * factor) for k in (1, 2, 5)}
+        floor = resample(test, {1: shifted(test, 10.0)}, 200, number)
+        parts[part] = {"teacher": resample(test, trainings, 200, number), FLOOR: floor}
+    found = remembering(parts).set_index(["model", "metric"])
+    row = found.loc[[("teacher", "MAE_cw")]].to_numpy()[0]
+    assert row.tolist() == pytest.approx([2, 2, 2])
+    table = seen_and_new(parts).query("part == 'new' and model == 'teacher' and metric == 'MAE_cw'")
+    wide = table[["ratio_low", "ratio_high"]].to_numpy()[0]
+    assert wide[1] - wide[0] > 2
+
+
 def test_trainings_with_tests_of_their_own_are_joined() -> None:
     tests = [make_events(np.repeat(np.arange(first, first + 9), 3), first) for first in (0, 10)]
     each = [resample(test, {k: answered(test, k)}, 30, k) for k, test in enumerate(tests)]

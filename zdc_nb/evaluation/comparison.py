@@ -27,6 +27,7 @@ __all__ = [
     "LEVEL",
     "Resampled",
     "errors_by_particle",
+    "gap_over_floor",
     "interval",
     "intervals",
     "join_trainings",
@@ -209,13 +210,45 @@ def over_floor(
     seed
         of what is drawn for the trainings.
     """
+    return {
+        metric: (
+            float(model.found[metric].mean() / floor.found[metric].mean()),
+            drawn + _of_trainings(ratios, len(drawn), seed),
+        )
+        for metric, (ratios, drawn) in _ratios(model, floor).items()
+    }
+
+
+def gap_over_floor(
+    one: tuple[Resampled, Resampled], other: tuple[Resampled, Resampled], seed: int = 0
+) -> dict[str, tuple[float, NDArray[np.float64]]]:
+    """How many times farther from its floor a model is on one test part than on another.
+
+    Both are (model, floor) as of :func:`over_floor`, with the same trainings of the model: what a
+    training happens to be worth on both parts is no gap, so that they are compared one by one. The
+    parts hold different particles, which should be resampled with different seeds.
+    """
     found = {}
-    for metric, values in model.found.items():
-        base = floor.found[metric]
-        drawn = model.drawn[metric].mean(0) / floor.drawn[metric].mean(0)
-        drawn = drawn + _of_trainings(values / base, len(drawn), seed)
-        found[metric] = (float(values.mean() / base.mean()), drawn)
+    theirs = _ratios(*other)
+    for metric, (ratios, drawn) in _ratios(*one).items():
+        if metric in theirs:
+            gaps, apart = ratios / theirs[metric][0], drawn / theirs[metric][1]
+            apart = apart + _of_trainings(gaps, len(apart), seed)
+            found[metric] = (float(ratios.mean() / theirs[metric][0].mean()), apart)
     return found
+
+
+def _ratios(
+    model: Resampled, floor: Resampled
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """By metric, (S,) of each training and (draws,) of all together on resampled particles."""
+    return {
+        metric: (
+            values / floor.found[metric],
+            model.drawn[metric].mean(0) / floor.drawn[metric].mean(0),
+        )
+        for metric, values in model.found.items()
+    }
 
 
 def errors_by_particle(test: Events, found: Observed) -> pd.DataFrame:

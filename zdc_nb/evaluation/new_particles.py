@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.comparison import LEVEL, Resampled, interval, intervals, over_floor
+from zdc_nb.evaluation.comparison import (
+    LEVEL,
+    Resampled,
+    gap_over_floor,
+    interval,
+    intervals,
+    over_floor,
+)
 from zdc_nb.evaluation.conclusions import as_list, listed_names
 from zdc_nb.evaluation.figures import colours_of
 from zdc_nb.evaluation.nearest import nearest_response
@@ -113,7 +120,8 @@ def _over_floor(
 def remembering(parts: Mapping[str, Mapping[str, Resampled]]) -> pd.DataFrame:
     """How many times farther from its floor a model is on new particles than on seen ones.
 
-    1: it interpolates as well as it remembers. The particles of the two parts are resampled apart.
+    1: it interpolates as well as it remembers. The particles of the two parts are resampled apart;
+    trainings are compared one by one.
 
     Returns
     -------
@@ -122,11 +130,10 @@ def remembering(parts: Mapping[str, Mapping[str, Resampled]]) -> pd.DataFrame:
     rows = []
     if all(FLOOR in parts.get(part, {}) for part in PARTS):
         for name in in_order(parts["new"]):
-            new, seen = (_over_floor(parts[part][name], parts[part]) for part in ("new", "seen"))
-            for metric in SHOWN if name != FLOOR else ():
-                if metric in new and metric in seen:
-                    low, high = interval(new[metric][1] / seen[metric][1])
-                    rows.append((name, metric, new[metric][0] / seen[metric][0], low, high))
+            new, seen = ((parts[part][name], parts[part][FLOOR]) for part in ("new", "seen"))
+            for metric, (gap, drawn) in gap_over_floor(new, seen).items():
+                if name != FLOOR and metric in SHOWN:
+                    rows.append((name, metric, gap, *interval(drawn)))
     return pd.DataFrame(rows, columns=["model", "metric", "gap", "low", "high"])
 
 
