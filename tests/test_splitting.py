@@ -271,9 +271,9 @@ def test_samples_come_as_often_as_their_probability_says():
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(44, 44), (7, 12)])
-def test_compiled_and_plain_sampling_agree(shape):
-    flow = make_flow(shape, spread=0.1, window=5)
+@pytest.mark.parametrize(("shape", "layers"), [((44, 44), 2), ((7, 12), 2), ((7, 12), 0)])
+def test_compiled_and_plain_sampling_agree(shape, layers):
+    flow = make_flow(shape, spread=0.1, window=5, hidden_layers=layers)
     context = contexts([0, 1, 17, 300, 4000] * 9)
     uniform = torch.rand(45, shape[0] * shape[1] - 1, generator=torch.Generator().manual_seed(8))
     ours = flow.from_uniform(uniform, context)

@@ -404,10 +404,12 @@ class SplittingFlow(nn.Module):
             even=array(self.even),
             see=array(self.see.weight.T),
             place=array(self.place.weight),
-            between=np.reshape(
-                [array(layer.weight.T) for layer in self._layers], (-1, width, width)
+            between=np.array([array(layer.weight.T) for layer in self._layers], np.float32).reshape(
+                -1, width, width
             ),
-            between_bias=np.reshape([array(layer.bias) for layer in self._layers], (-1, width)),
+            between_bias=np.array(
+                [array(layer.bias) for layer in self._layers], np.float32
+            ).reshape(-1, width),
             last=array(self.last.weight.T),
             last_bias=array(self.last.bias),
             reaches=np.array(REACHES, np.float32),
