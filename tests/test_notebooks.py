@@ -262,6 +262,9 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     found = pd.read_csv("reports/claim/claim.csv").query("metric == 'MAE_cw' and start.notna()")
     weights = dict(zip(found["model"], found["weight"], strict=True))
     assert weights == {"bs": 0.0, "scratch": 0.0, "scratch_ch": 3.0}
+    # who puts studies side by side leaves no trace in them
+    records, _ = load_records(study)
+    assert {record.status for record in records.values()} == {"done"}
     # the table of changes reads what studies have left
     rows = [
         {"change": f"number {k}", "study": "params/new.yaml", "model": model}

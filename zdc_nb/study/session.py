@@ -128,17 +128,18 @@ class Session:
     """One stage at work; made by :func:`open_stage`.
 
     Its record is written from the start, unless all that the stage leaves is there already: who
-    only looks at results does not put themself in the place of who made them.
+    only looks at results does not put themself in the place of who made them. With ``reads`` none is
+    written at all: of who puts results of several studies side by side.
     """
 
-    def __init__(self, stage: Stage, retrain: bool = False) -> None:
+    def __init__(self, stage: Stage, retrain: bool = False, reads: bool = False) -> None:
         self.stage, self.study = stage, stage.study
         self.setup, self.seed = stage.setup, stage.seed or 1
         self.retrain = retrain
         self._splits: dict[str, Split] = {}
         self._record: runs.Record | None = None
         loads = bool(artefacts_of(stage)) and not retrain and is_current(stage)
-        if not (loads and runs.is_done(stage)):
+        if not (reads or (loads and runs.is_done(stage))):
             self._begin()
 
     def _begin(self) -> None:
