@@ -45,13 +45,24 @@ CORES = workflow.resource_settings.cores
 if CORES is None or workflow.remote_exec:
     # On a cluster the profile says how many. Neither the machine that submits nor the node of a
     # stage without a GPU knows where trainings will run.
-    THREADS = CORES = 1
+    CORES = 1
+    ONE_AT_A_TIME = False
 else:
     # Not above: snakemake starts twice in every job of a cluster, and torch takes its time.
     from zdc_nb.hardware import choose_device
 
-    SIDE_BY_SIDE = 1 if choose_device(STUDY.device).type == "cuda" else len(STUDY.subsets)
-    THREADS = max(1, CORES // SIDE_BY_SIDE)
+    ONE_AT_A_TIME = choose_device(STUDY.device).type == "cuda"
+
+
+def threads_of(row):
+    """As many as leave room for the other stages of the row, which run side by side on a CPU."""
+    if row.alone:
+        return CORES
+    if not row.on_gpu:
+        return 1
+    beside = 1 if ONE_AT_A_TIME else sum(stage.row == row for stage in STAGES.values())
+    return max(1, CORES // beside)
+
 
 def names(row):
     """The stages of one row, as a pattern for a wildcard."""
@@ -128,7 +139,7 @@ for row in [row for row in TABLE.values() if names(row)]:
         log:
             LOGS + "{name}.log",
         priority: urgency
-        threads: CORES if row.alone else THREADS if row.on_gpu else 1
+        threads: threads_of(row)
         resources:
             gpu=int(row.on_gpu and STUDY.device != "cpu"),
         shell:
