@@ -57,9 +57,12 @@ COSTS = {"radius MAE": (40.0, 20.0, 60.0)}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (HELPS, "yes on lambda; at the price of a larger error of centre or radius on none"),
-        (HELPS | COSTS, "yes on none; at the price of a larger error of centre or radius on lam"),
-        (COSTS, "yes on none; at the price of a larger error of centre or radius on none; not "),
+        (HELPS, "to be larger, on lambda; at the price of a larger one on none; not shown on none"),
+        (
+            HELPS | COSTS,
+            "to be larger, on none; at the price of a larger one on lambda; not shown on none",
+        ),
+        (COSTS, "to be larger, on none; at the price of a larger one on none; not shown on lambda"),
         ({"MAE_cw": (-20.0, -50.0, 1.0)}, "on none; not shown on lambda"),
     ],
 )

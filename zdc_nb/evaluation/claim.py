@@ -46,7 +46,7 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
     """
     chosen = table[table["metric"] == metric]
     subsets, studies = (list(dict.fromkeys(chosen[key])) for key in ("subset", "study"))
-    size = 4.4 * len(studies) + 0.8, 3.5 * len(subsets) + 1.0
+    size = max(9.0, 4.4 * len(studies) + 0.8), 3.5 * len(subsets) + 1.0
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(subsets), len(studies), squeeze=False, sharey="row")
     weights = sorted({float(weight) for weight in chosen["weight"].dropna()} - {0.0})
@@ -130,9 +130,9 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
         said = [_best(part[part["subset"] == subset]) for subset in dict.fromkeys(part["subset"])]
         yield f"**{where}.** {' '.join(said)}"
         verdicts.append(
-            f"{where}: yes on {listed_names(found['free'])}; at the price of a larger error of "
-            f"centre or radius on {listed_names(found['paid'])}; not shown on "
-            f"{listed_names(found['none'])}"
+            f"{where}: yes, with errors of centre and radius that are not shown to be larger, on "
+            f"{listed_names(found['free'])}; at the price of a larger one on "
+            f"{listed_names(found['paid'])}; not shown on {listed_names(found['none'])}"
         )
     yield (
         "**Does a channel loss of any weight give a smaller MAE_cw?** (Shown where the "
