@@ -278,19 +278,19 @@ def with_value(study: Study, key: str, value: object) -> Study:
     return study.model_copy(update={section: value})
 
 
-TEACHERS = "02 03 06 07 08 09 10 12"
+TEACHERS = "02 03 06 07 08 09 10 11 12"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "numbers"),
     [
-        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 12"),
-        ("splitting.learning_rate", 1e30, "04 06 07 08 09 10 12"),
+        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 11 12"),
+        ("splitting.learning_rate", 1e30, "04 06 07 08 09 10 11 12"),
         ("flow.bins", 17, TEACHERS),
         ("preprocessing.alpha", 0.2, TEACHERS),
         ("teacher.learning_rate", 1e30, TEACHERS),
-        ("student.channel_weight", 77.0, "03 06 07 08 09 10 12"),
-        ("evaluation.runs", 17, "05 06 07 08 10 12"),
+        ("student.channel_weight", 77.0, "03 06 07 08 09 10 11 12"),
+        ("evaluation.runs", 17, "05 06 07 08 10 11 12"),
         ("speed.runs", 17, "09 10"),
         ("device", "cuda", ""),
         ("tracking", "wandb", ""),
