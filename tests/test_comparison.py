@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tests.event_sets import make_events
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation import evaluate
+from zdc_nb.evaluation import changes_figure, evaluate
 from zdc_nb.evaluation.comparison import COMPARED, intervals, paired_differences, resample
 from zdc_nb.evaluation.metrics import EvaluationError, Observed, observe
 from zdc_nb.params import derive_seed
@@ -116,6 +116,28 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
     assert 0.89 <= held / repetitions <= 0.99
     # a probability that is right is as often below as above any value
     assert np.mean(np.array(likely) < 0.25) == pytest.approx(0.25, abs=0.1)
+
+
+def test_an_interval_holds_what_was_found_where_resampling_makes_a_distance_larger() -> None:
+    """A good model against a bad one in WS: drawn twice, particles hurt the good one most."""
+    test = make_events(np.repeat(np.arange(30), 3), seed=3)
+    simulated = observe(test.responses, test.detector)
+    # the right light, nearly, at the wrong particles
+    order = np.random.default_rng(1).permutation(len(test))
+    swapped = [part[order].astype(np.float64)[None] for part in simulated]
+    models = {
+        name: resample(test, {1: Observed(swapped[0] + offset, *swapped[1:])}, draws=200)
+        for name, offset in (("bs", 0.5), ("bs+ch", 30.0))
+    }
+    # the draws of the ratio lie below what was found
+    drawn = models["bs+ch"].drawn["WS"] / models["bs"].drawn["WS"]
+    found = (models["bs+ch"].found["WS"] / models["bs"].found["WS"]).item()
+    assert np.quantile(drawn, 0.975) < found
+    for row in paired_differences(models).itertuples():
+        assert row.low <= row.change <= row.high
+    for row in intervals(models).itertuples():
+        assert row.low <= row.value <= row.high
+    assert changes_figure(paired_differences(models).assign(subset="n")).axes
 
 
 def test_a_clear_improvement_is_found_and_has_its_size(test: Events) -> None:

@@ -158,10 +158,10 @@ def paired_differences(
             # relative to the baseline on the same particles, which vary in how hard they are
             drawn = (mine.drawn[metric] - base.drawn[metric]).mean(0) / base.drawn[metric].mean(0)
             change = 100 * (drawn + _of_trainings(differences / level, len(drawn), seed))
-            low, high = interval(change)
             value, difference = mine.found[metric].mean(), differences.mean()
+            change = about(100 * difference / level, change)
             rows.append((name, metric, value, level, difference, 100 * difference / level))
-            rows[-1] += (low, high, (change < 0).mean(), len(mine.seeds))
+            rows[-1] += (*interval(change), (change < 0).mean(), len(mine.seeds))
     return pd.DataFrame(rows, columns=[*columns, "improvement", "trainings"])
 
 
@@ -174,8 +174,8 @@ def intervals(models: Mapping[str, Resampled], seed: int = 0) -> pd.DataFrame:
     for name, mine in models.items():
         for metric, found in mine.found.items():
             drawn = mine.drawn[metric].mean(0)
-            low, high = interval(drawn + _of_trainings(found, len(drawn), seed))
-            rows.append((name, metric, float(found.mean()), low, high, len(found)))
+            drawn = about(found.mean(), drawn + _of_trainings(found, len(drawn), seed))
+            rows.append((name, metric, float(found.mean()), *interval(drawn), len(found)))
     return pd.DataFrame(rows, columns=["model", "metric", "value", "low", "high", "trainings"])
 
 
@@ -210,13 +210,11 @@ def over_floor(
     seed
         of what is drawn for the trainings.
     """
-    return {
-        metric: (
-            float(model.found[metric].mean() / floor.found[metric].mean()),
-            drawn + _of_trainings(ratios, len(drawn), seed),
-        )
-        for metric, (ratios, drawn) in _ratios(model, floor).items()
-    }
+    found = {}
+    for metric, (ratios, drawn) in _ratios(model, floor).items():
+        ratio = float(model.found[metric].mean() / floor.found[metric].mean())
+        found[metric] = (ratio, about(ratio, drawn + _of_trainings(ratios, len(drawn), seed)))
+    return found
 
 
 def gap_over_floor(
@@ -234,7 +232,8 @@ def gap_over_floor(
         if metric in theirs:
             gaps, apart = ratios / theirs[metric][0], drawn / theirs[metric][1]
             apart = apart + _of_trainings(gaps, len(apart), seed)
-            found[metric] = (float(ratios.mean() / theirs[metric][0].mean()), apart)
+            gap = float(ratios.mean() / theirs[metric][0].mean())
+            found[metric] = (gap, about(gap, apart))
     return found
 
 
@@ -300,6 +299,16 @@ def _of_trainings(values: NDArray[np.float64], draws: int, seed: int) -> NDArray
     error = values.std(ddof=1) / np.sqrt(len(values))
     drawn: NDArray[np.float64] = error * rng.standard_t(len(values) - 1, draws)
     return drawn
+
+
+def about(found: float, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Draws of a number, moved so that their median is what was found.
+
+    Particles that are drawn twice make the distance of two distributions larger than it is, that of the
+    better model more: the spread of such draws says how sure a WS is, their place does not.
+    """
+    moved: NDArray[np.float64] = drawn + (found - np.median(drawn))
+    return moved
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
