@@ -30,6 +30,7 @@ __all__ = [
     "features_test",
     "groups_of_pairs",
     "response_features",
+    "take_pairs",
     "two_sample_test",
 ]
 
@@ -210,14 +211,7 @@ def two_sample_test(
         where ``generated`` is not one response of the detector for each test response, or there
         are fewer than ten pairs.
     """
-    expected = (len(test), *test.detector.shape)
-    if generated.shape != expected:
-        raise EvaluationError(
-            f"generated: expected {expected}, a response for each test response, "
-            f"got {generated.shape}"
-        )
-    chosen = choose_pairs(len(test), seed, at_most)
-    test, generated = test[chosen], generated[chosen]
+    test, generated = take_pairs(test, generated, seed, at_most)
     simulated, answers = (features_of(test, each) for each in (test.responses, generated))
     return features_test(simulated, answers, test.particle, seed, importances)
 
@@ -228,6 +222,23 @@ def choose_pairs(count: int, seed: int, at_most: int = MOST_PAIRS) -> NDArray[np
         return slice(None)
     rng = np.random.default_rng(derive_seed(seed, "pairs"))
     return np.sort(rng.choice(count, at_most, replace=False))
+
+
+def take_pairs(
+    test: Events, generated: NDArray[Any], seed: int, at_most: int
+) -> tuple[Events, NDArray[Any]]:
+    """Those of :func:`choose_pairs`, of N test events and responses (N, R, K).
+
+    Raises :class:`EvaluationError` where these are not one response for each event.
+    """
+    expected = (len(test), *test.detector.shape)
+    if generated.shape != expected:
+        raise EvaluationError(
+            f"generated: expected {expected}, a response for each test response, "
+            f"got {generated.shape}"
+        )
+    chosen = choose_pairs(len(test), seed, at_most)
+    return test[chosen], generated[chosen]
 
 
 def features_of(events: Events, responses: NDArray[Any]) -> pd.DataFrame:

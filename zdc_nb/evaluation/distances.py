@@ -48,9 +48,6 @@ _BATCHES = 10
 _LARGEST_BATCH = 1000
 """Pairs of such a batch."""
 
-_DEGREE = 4
-"""Of the polynomial kernel, as in jetnet."""
-
 _DIRECTIONS = 64
 """Random directions that images are projected on."""
 
@@ -226,7 +223,7 @@ def kpd(
 
 
 def squared_mmd(test: NDArray[np.float64], generated: NDArray[np.float64]) -> float:
-    """Squared maximum mean discrepancy of pairs (n, d), kernel (x . y / d + 1)^4.
+    """Squared maximum mean discrepancy of pairs (n, d), kernel (x . y / d + 1)^4 as in jetnet.
 
     The U-statistic of Gretton et al. (JMLR 13, 2012), eq. 4: the mean over i != j of
     k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i). A pair itself is left out, since both
@@ -235,7 +232,10 @@ def squared_mmd(test: NDArray[np.float64], generated: NDArray[np.float64]) -> fl
     n = len(test)
     total = 0.0
     for one, other, sign in ((test, test, 1), (generated, generated, 1), (test, generated, -2)):
-        kernel = (one @ other.T / test.shape[1] + 1) ** _DEGREE
+        kernel = one @ other.T / test.shape[1] + 1
+        # to the fourth power: numpy's own is ten times slower
+        kernel *= kernel
+        kernel *= kernel
         total += sign * (kernel.sum() - np.trace(kernel))
     return float(total / (n * (n - 1)))
 

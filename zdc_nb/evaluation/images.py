@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from zdc_nb.data.events import Events
-from zdc_nb.evaluation.classifier import FEWEST_PAIRS, choose_pairs, groups_of_pairs
+from zdc_nb.evaluation.classifier import FEWEST_PAIRS, groups_of_pairs, take_pairs
 from zdc_nb.evaluation.metrics import EvaluationError
 from zdc_nb.params import derive_seed
 
@@ -69,14 +69,7 @@ def image_test(
         where ``generated`` is not one response of the detector for each test response, or there
         are fewer than ten pairs.
     """
-    expected = (len(test), *test.detector.shape)
-    if generated.shape != expected:
-        raise EvaluationError(
-            f"generated: expected {expected}, a response for each test response, "
-            f"got {generated.shape}"
-        )
-    chosen = choose_pairs(len(test), seed, at_most)
-    test, generated = test[chosen], generated[chosen]
+    test, generated = take_pairs(test, generated, seed, at_most)
     if len(test) < FEWEST_PAIRS:
         raise EvaluationError(
             f"image test: expected at least {FEWEST_PAIRS} pairs of responses, got {len(test)}"
