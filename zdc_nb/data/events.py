@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,14 @@ from zdc_nb.params import Subset
 __all__ = [
     "FEATURES",
     "PDG",
+    "Conditioned",
+    "Conditions",
     "Events",
     "Split",
+    "Trials",
     "cap",
     "deal_particles",
+    "from_vertex",
     "impact_point",
     "keep_aside",
     "select_subset",
@@ -157,6 +161,106 @@ class Events:
         return lit
 
 
+class Conditioned(Protocol):
+    """What a flow is told of N responses: :class:`Events`, or :class:`Conditions` alone."""
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        """(N, 9) of the particles, as in :data:`FEATURES`."""
+
+    @property
+    def photon_sum(self) -> NDArray[np.int64]:
+        """(N,) photons that a response has, or shall have."""
+
+    @property
+    def detector(self) -> Detector:
+        """What responds."""
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Particles, (N, 9) ``features``, and the ``photon_sum`` (N,) that is asked of each."""
+
+    features: NDArray[np.float64]
+    photon_sum: NDArray[np.int64]
+    detector: Detector = ZN
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """How often each of P particles was simulated, and how often it sent light.
+
+    Attributes
+    ----------
+    pdg, features
+        (P,) int32 and (P, 9), as in :class:`Events`.
+    simulated
+        (P,) int64, responses to the particle.
+    lit
+        (P,) int64, those with as many photons as are kept.
+    """
+
+    pdg: NDArray[np.int32]
+    features: NDArray[np.float64]
+    simulated: NDArray[np.int64]
+    lit: NDArray[np.int64]
+
+    @classmethod
+    def count(
+        cls, pdg: NDArray[np.int32], features: NDArray[np.float64], lit: NDArray[np.bool_]
+    ) -> Trials:
+        """Of N responses, whether each is lit: one row for each unique particle."""
+        counted = cls(pdg, features, np.ones(len(pdg), np.int64), lit.astype(np.int64))
+        return cls.join([counted])
+
+    @classmethod
+    def join(cls, parts: Sequence[Trials]) -> Trials:
+        """All parts together; a particle of several is one row, whose numbers are added."""
+        pdg = np.concatenate([part.pdg for part in parts])
+        features = np.concatenate([part.features for part in parts])
+        number = _number_particles(pdg, features)
+        _, first = np.unique(number, return_index=True)
+
+        def total(values: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+            added = np.zeros(len(first), np.int64)
+            np.add.at(added, number, np.concatenate(values))
+            return added
+
+        return cls(
+            pdg[first],
+            features[first],
+            total([part.simulated for part in parts]),
+            total([part.lit for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.pdg)
+
+    def __getitem__(self, index: NDArray[np.generic] | slice) -> Trials:
+        """The particles at ``index``."""
+        return Trials(self.pdg[index], self.features[index], self.simulated[index], self.lit[index])
+
+    def find(self, events: Events) -> NDArray[np.int64]:
+        """(N,) the row of each event's particle; -1 where it is none of these."""
+        number = _number_particles(
+            np.concatenate([self.pdg, events.pdg]),
+            np.concatenate([self.features, events.features]),
+        )
+        row = np.full(int(number.max(initial=-1)) + 1, -1)
+        row[number[: len(self)]] = np.arange(len(self))
+        found: NDArray[np.int64] = row[number[len(self) :]]
+        return found
+
+    def of(self, subset: Subset) -> Trials:
+        """Those of one of the paper's data sets."""
+        return self if subset == "all" else self[self.pdg == PDG[subset]]
+
+
 def _number_particles(pdg: NDArray[np.int32], features: NDArray[np.float64]) -> NDArray[np.int64]:
     """(N,) as from ``np.unique`` of the rows, which takes twenty times as long."""
     rows = np.column_stack([pdg, features])
@@ -176,6 +280,24 @@ def impact_point(features: NDArray[np.float64], detector: Detector) -> NDArray[n
     vx, vy, px, py, pz = (features[:, FEATURES.index(k)] for k in ("vx", "vy", "px", "py", "pz"))
     slope = detector.distance / np.abs(pz)
     return np.column_stack([vx + slope * px, vy + slope * py - detector.crossing_offset])
+
+
+def from_vertex(
+    features: NDArray[np.float64], vertex: NDArray[np.float64], detector: Detector
+) -> NDArray[np.float64]:
+    """(N, 9) features of particles from ``vertex`` (3,) that arrive where those of ``features`` do.
+
+    A generator that never saw a vertex so far off must not be asked about one: the slopes say
+    the same. Momenta change by the offset (m) times abs(pz) / distance.
+    """
+    moved = features.copy()
+    along = np.abs(features[:, FEATURES.index("pz")]) / detector.distance
+    for axis, (position, momentum) in enumerate((("vx", "px"), ("vy", "py"))):
+        offset = features[:, FEATURES.index(position)] - vertex[axis]
+        moved[:, FEATURES.index(momentum)] += offset * along
+    first = FEATURES.index("vx")
+    moved[:, first : first + 3] = vertex
+    return moved
 
 
 def select_subset(events: Events, subset: Subset) -> Events:

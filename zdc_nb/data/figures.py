@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -183,6 +182,9 @@ def group_table(events: Events) -> pd.DataFrame:
 
 def spectra_figure(events: Events) -> Figure:
     """Spectra of energy and photon sum: all responses, the leading species, and the rest."""
+    # slow to import, and most stages draw nothing with it
+    import seaborn as sns  # noqa: PLC0415
+
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     codes, counts = np.unique(events.pdg, return_counts=True)
@@ -243,6 +245,9 @@ def light_figure(unfiltered: Events, min_photons: int) -> Figure:
 
 def groups_figure(groups: pd.DataFrame) -> Figure:
     """How many responses a particle has, from :func:`group_table`."""
+    # slow to import, and most stages draw nothing with it
+    import seaborn as sns  # noqa: PLC0415
+
     sizes = groups["responses"]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()

@@ -23,7 +23,7 @@ from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.validation import EventFileError, Rows, Tally, refusing
 from zdc_nb.detector.geometry import Detector
 
-__all__ = ["read_npz"]
+__all__ = ["Member", "read_npz"]
 
 _MEMBER = "arr_0.npy"
 _ROWS = 1024
@@ -48,7 +48,7 @@ def read_npz(
     charge (:func:`zdc_nb.data.validation.nearest_species`), and a line says so. Raises
     :class:`EventFileError`.
     """
-    with _Member(particles) as table, _Member(responses) as counts:
+    with Member(particles) as table, Member(responses) as counts:
         known = len(FEATURES)
         if len(table.shape) != 2 or table.shape[1] not in (known, known + 1, known + 2):
             raise EventFileError(
@@ -118,7 +118,7 @@ def _lit(counts: NDArray[Any], rows: Rows, path: Path) -> Any:
     return rows.photons(flat[place], place % fibres, lit, path)
 
 
-class _Member:
+class Member:
     """The array of an npz file, to be read row by row from the first to the last.
 
     Attributes

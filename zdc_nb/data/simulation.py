@@ -35,7 +35,7 @@ from scipy import sparse
 from scipy.special import gammainc, gammaincinv
 from tqdm import tqdm
 
-from zdc_nb.data.events import FEATURES, Events
+from zdc_nb.data.events import FEATURES, Events, Trials
 from zdc_nb.detector.geometry import ZN
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "respond",
     "simulate",
     "simulate_again",
+    "simulate_counted",
     "two_body_decay",
 ]
 
@@ -597,6 +598,21 @@ def simulate(
     ValueError
         where a number is out of range, or (after many particles) nothing has so much light.
     """
+    return simulate_counted(responses, repeats, min_photons, seed, progress, abundance)[0]
+
+
+def simulate_counted(
+    responses: int,
+    repeats: int,
+    min_photons: int,
+    seed: int,
+    progress: bool = False,
+    abundance: Mapping[int, float] | None = None,
+) -> tuple[Events, Trials]:
+    """As :func:`simulate`, and how many of each particle's simulations had so much light.
+
+    Of all particles that were drawn, also those that sent no light in any.
+    """
     if responses < 1 or repeats < 1 or min_photons < 0:
         raise ValueError(
             "simulate: expected responses >= 1, repeats >= 1 and min_photons >= 0, got "
@@ -605,13 +621,17 @@ def simulate(
     pdg = np.empty(responses, np.int32)
     features = np.empty((responses, len(FEATURES)))
     photons: list[sparse.csr_array] = []
+    trials: list[Trials] = []
     kept = 0
     with tqdm(
         total=responses, desc="simulating", unit=" responses", file=sys.stdout, disable=not progress
     ) as bar:
         for number, (particles, chunk) in enumerate(_chunks(seed, repeats, abundance)):
-            enough = np.flatnonzero(chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons)
-            enough = enough[: responses - kept]
+            lit = chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons
+            tried = np.full(CHUNK, repeats)
+            bright = lit.reshape(CHUNK, repeats).sum(axis=1)
+            trials.append(Trials(particles.pdg, particles.features, tried, bright))
+            enough = np.flatnonzero(lit)[: responses - kept]
             part = slice(kept, kept + len(enough))
             pdg[part] = particles.pdg[enough // repeats]
             features[part] = particles.features[enough // repeats]
@@ -619,7 +639,8 @@ def simulate(
             kept += len(enough)
             bar.update(len(enough))
             if kept == responses:
-                return Events.from_arrays(pdg, features, sparse.vstack(photons, format="csr"))
+                together = sparse.vstack(photons, format="csr")
+                return Events.from_arrays(pdg, features, together), Trials.join(trials)
             if kept == 0 and number * CHUNK * repeats > 1_000_000:
                 raise ValueError(f"simulate: no response has {min_photons} photons")
     raise AssertionError("the chunks have no end")

@@ -404,7 +404,11 @@ class Teacher(Flow):
     @torch.no_grad()
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
-        z = _standard_normal(context, self.dim, generator)
+        return self.from_latent(_standard_normal(context, self.dim, generator), context)
+
+    @torch.no_grad()
+    def from_latent(self, z: Tensor, context: Tensor) -> Tensor:
+        """(N, D) what latents (N, D) become under conditions (N, C)."""
         return self._backwards(z.T.contiguous(), context)[0].T.contiguous()
 
     def stock_pyro(self) -> Any:
@@ -502,6 +506,13 @@ class Student(Flow):
     def sample(self, context: Tensor, generator: torch.Generator) -> Tensor:
         """(N, D) exact samples, one for each condition (N, C)."""
         return self.sample_with_log_prob(context, generator)[0]
+
+    @torch.no_grad()
+    def from_latent(self, z: Tensor, context: Tensor) -> Tensor:
+        """(N, D) what latents (N, D) become under conditions (N, C)."""
+        for block in self._typed_blocks:
+            block.refuse_dropout()
+        return self.trace(z, context).data.contiguous()
 
     @torch.no_grad()
     def sample_with_log_prob(

@@ -36,10 +36,10 @@ from torch.nn import functional
 
 from zdc_nb.detector.splitting import split_tree
 from zdc_nb.flows.splines import IDENTITY_DERIVATIVE, rational_quadratic_spline
-from zdc_nb.flows.splitting_cpu import Inputs, Network, sample_boxes
+from zdc_nb.flows.splitting_cpu import GROUP, Inputs, Network, sample_boxes
 from zdc_nb.params import SplittingFlowParams
 
-__all__ = ["SplitCounts", "SplittingFlow"]
+__all__ = ["BLINDING", "LARGEST_LOG_SCALE", "SplitCounts", "SplittingFlow"]
 
 STEEPNESS = 1.7
 """A logistic distribution with this steepness is close to a standard normal one."""
@@ -50,10 +50,11 @@ REACHES = (0.5, 2.0, 8.0)
 FACE_REACHES = (0.05, 0.2, 0.7)
 """The same, in sizes of the face."""
 
-_BLINDING = 6.0
+BLINDING = 6.0
 """Standardised slopes are cut here: beyond it nothing reaches the face."""
 
-_LARGEST_LOG_SCALE = 5.0
+LARGEST_LOG_SCALE = 5.0
+"""The scale s of a curve is cut here."""
 
 _TAIL = 2.0**-25
 """Random numbers stay this far from 0 and 1, whose logits are infinite."""
@@ -178,7 +179,7 @@ class SplittingFlow(nn.Module):
 
     def impact(self, context: Tensor) -> Tensor:
         """(N, 2) row and column, counted from the edge of the face, where a slope leads."""
-        slope = context[:, -3:-1].clamp(-_BLINDING, _BLINDING)
+        slope = context[:, -3:-1].clamp(-BLINDING, BLINDING)
         return (self.aim_offset + self.aim_scale * slope) * self.face
 
     def boxes(self, photons: Tensor) -> Tensor:
@@ -234,7 +235,7 @@ class SplittingFlow(nn.Module):
     def _line(self, raw: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Spline parameters (1, 3K - 1, M), and (M,) centre and factor of logit t."""
         centre = self.even[rows.node] + raw[-2]
-        scale = raw[-1].clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp()
+        scale = raw[-1].clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE).exp()
         return raw[None, :-2].contiguous(), centre, scale * torch.sqrt(rows.n + 4) / 2
 
     # --- likelihood ---
@@ -322,7 +323,7 @@ class SplittingFlow(nn.Module):
 
     def _told(self, context: Tensor) -> Tensor:
         """What the network is told: no raw photon sum, which standardised numbers stand for."""
-        slopes = context[:, -3:-1].clamp(-_BLINDING, _BLINDING)
+        slopes = context[:, -3:-1].clamp(-BLINDING, BLINDING)
         return torch.cat([context[:, :-3], slopes, torch.log1p(context[:, -1:]) / 4 - 1], 1)
 
     # --- sampling ---
@@ -341,12 +342,12 @@ class SplittingFlow(nn.Module):
         With ``compiled`` by :mod:`zdc_nb.flows.splitting_cpu` where the weights are on a CPU, else
         level by level in torch: the same numbers but for rounding.
         """
-        impact, particle = self.impact(context), self.particle(self._told(context))
         logit = torch.logit(uniform.clamp(_TAIL, 1 - _TAIL)) / STEEPNESS
         total = context[:, -1].round()
         if compiled and self.device.type == "cpu":
-            counts = self._sample_compiled(logit, total, impact, particle)
+            counts = self._sample_compiled(logit, total, context)
         else:
+            impact, particle = self.impact(context), self.particle(self._told(context))
             counts = self._sample(logit, total, impact, particle)
         return counts[:, self.fibre].to(torch.int64)
 
@@ -370,17 +371,21 @@ class SplittingFlow(nn.Module):
             light[event, first], light[event, first + 1] = torch.log1p(half), torch.log1p(n - half)
         return counts
 
-    def _sample_compiled(
-        self, logit: Tensor, total: Tensor, impact: Tensor, particle: Tensor
-    ) -> Tensor:
+    def _sample_compiled(self, logit: Tensor, total: Tensor, context: Tensor) -> Tensor:
         counts = np.zeros((len(total), 2 * self.dim), np.float32)
         counts[:, 0] = total.numpy()
-        coarse = (particle @ self.coarse).view(len(total), self.coarse_nodes, self.outputs)
+        told, coarse = [], []
+        # in the groups of the sampler: products are rounded as their sizes have it, and a
+        # response shall not depend on how many others are drawn beside it
+        for some in self._told(context).split(GROUP):
+            particle = self.particle(some)
+            told.append(functional.linear(particle, self.tell.weight, self.see.bias))
+            coarse.append(particle @ self.coarse)
         inputs = Inputs(
             logit.numpy(),
-            impact.numpy(),
-            functional.linear(particle, self.tell.weight, self.see.bias).numpy(),
-            coarse.numpy(),
+            self.impact(context).numpy(),
+            torch.cat(told).numpy(),
+            torch.cat(coarse).view(len(total), self.coarse_nodes, self.outputs).numpy(),
             counts,
             np.log1p(counts),
         )

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from zdc_nb.flows.splines_cpu import COMPILE, VECTOR_BYTES, evaluate_tile
 
-__all__ = ["Network", "sample_boxes"]
+__all__ = ["GROUP", "Inputs", "Network", "sample_boxes"]
 
 Array = NDArray[np.float32]
 Integers = NDArray[np.int64]

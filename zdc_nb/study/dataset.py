@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import uproot
+from numpy.typing import NDArray
 
 from zdc_nb.data.events import (
     PDG,
     Events,
     Split,
+    Trials,
     cap,
     deal_particles,
     keep_aside,
@@ -25,7 +28,7 @@ from zdc_nb.data.events import (
 )
 from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
 from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
-from zdc_nb.data.simulation import SPECIES, VERSION, simulate
+from zdc_nb.data.simulation import SPECIES, VERSION, simulate, simulate_counted
 from zdc_nb.data.validation import EventFileError, Tally
 from zdc_nb.params import Study, Subset, derive_seed, project_root
 from zdc_nb.storage import checksum, exclusive, write_atomically
@@ -38,6 +41,7 @@ __all__ = [
     "new_particles",
     "study_events",
     "study_split",
+    "study_trials",
 ]
 
 _READER = 3
@@ -175,6 +179,65 @@ def study_events(study: Study, progress: bool = False) -> Events:
         raise EventFileError(f"{error}; delete this file to have it made anew") from error
 
 
+def study_trials(study: Study, subset: Subset) -> tuple[Trials, Trials, Trials] | None:
+    """How often the particles of a subset sent light: to train on, to validate and to test.
+
+    The parts share no particle; those of a simulation that is split by particle are to test on where
+    the study's events are. None where the data do not say: files that hold lit responses only, or
+    where a part has no lit or no dark response.
+    """
+    _make_ready(study)
+    parts = [part.of(subset) for part in _read_trials(_trials_file(study))[1]]
+    shares = np.array(study.data.fractions)
+    rng = np.random.default_rng(derive_seed(study.seed, "trials", subset))
+    if len(parts) == 1:
+        train, validation, test = _deal_trials(parts[0], shares, rng)
+    else:
+        train, validation = _deal_trials(parts[0], shares[:2] / shares[:2].sum(), rng)
+        test = parts[1]
+    found = train, validation, test
+    both = all(0 < part.lit.sum() < part.simulated.sum() for part in found)
+    return found if both else None
+
+
+def _deal_trials(
+    trials: Trials, shares: NDArray[np.float64], rng: np.random.Generator
+) -> list[Trials]:
+    order = rng.permutation(len(trials))
+    ends = np.rint(np.cumsum(shares) * len(trials)).astype(np.int64)
+    return [trials[np.sort(part)] for part in np.split(order, ends[:-1])]
+
+
+def _trials_file(study: Study) -> Path:
+    return study.artifacts / "trials.npz"
+
+
+def _write_trials(parts: list[Trials], identity: dict[str, Any], path: Path) -> None:
+    arrays: dict[str, Any] = {"identity": np.array(json.dumps(identity, sort_keys=True))}
+    arrays["part"] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    arrays["parts"] = np.array(len(parts))
+    for name in ("pdg", "features", "simulated", "lit"):
+        arrays[name] = np.concatenate([getattr(part, name) for part in parts])
+    with write_atomically(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def _read_trials(path: Path) -> tuple[dict[str, Any] | None, list[Trials]]:
+    """What the trials were made from, and their parts; None and nothing where there are none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            every = Trials(file["pdg"], file["features"], file["simulated"], file["lit"])
+            parts = [every[file["part"] == k] for k in range(int(file["parts"]))]
+            return json.loads(str(file["identity"])), parts
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None, []
+
+
+def _has_trials(study: Study, identity: dict[str, Any]) -> bool:
+    # as JSON gives it back: no tuples
+    return bool(_read_trials(_trials_file(study))[0] == json.loads(json.dumps(identity)))
+
+
 def _kept(study: Study) -> Path:
     return study.artifacts / "data.root"
 
@@ -199,16 +262,22 @@ def _make(study: Study, progress: bool) -> None:
     path, made_with = _kept(study), _made_with(study)
     if study.data.file is None:
         identity = data_identity(study)
-        if made_with != identity:
+        same = made_with == identity
+        if same and _has_trials(study, identity):
+            return
+        if path.is_file() and not same:
             fault = "is damaged" if made_with is None else "was made with other parameters"
-            if path.is_file():
-                print(f"{path} {fault}: simulating again")
-            write_root(_simulate(study, progress), path, lambda: json.dumps(identity))
+            print(f"{path} {fault}: simulating again")
+        events, trials = zip(*_simulate(study, progress), strict=True)
+        if not same:
+            write_root(events, path, lambda: json.dumps(identity))
+        _write_trials([*trials], identity, _trials_file(study))
         return
     # files that were never read are hashed while they are
     if made_with is not None and "identity" in made_with:
         files = _files(study, made_with)
-        if _identity(study, files) == made_with["identity"]:
+        identity = _identity(study, files)
+        if identity == made_with["identity"] and _has_trials(study, identity):
             if files != made_with["files"]:
                 _restamp(path, json.dumps({**made_with, "files": files}))
             return
@@ -218,14 +287,14 @@ def _make(study: Study, progress: bool) -> None:
     _ingest(study, path, progress)
 
 
-def _simulate(study: Study, progress: bool) -> list[Events]:
+def _simulate(study: Study, progress: bool) -> list[tuple[Events, Trials]]:
     """What there is to learn from and, split by particle, further particles to test on."""
     data = study.data
     abundance = {PDG[species]: factor for species, factor in data.abundance.items()}
 
-    def run(responses: int, repeats: int, *labels: str) -> Events:
+    def run(responses: int, repeats: int, *labels: str) -> tuple[Events, Trials]:
         seed = derive_seed(study.seed, "simulation", *labels)
-        return simulate(responses, repeats, data.min_photons, seed, progress, abundance)
+        return simulate_counted(responses, repeats, data.min_photons, seed, progress, abundance)
 
     if data.split == "by_response":
         return [run(data.responses, data.repeats)]
@@ -270,14 +339,18 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
     if any(file.resolve() == path.resolve() for file in paths):
         raise EventFileError(f"{path}: the study writes this file itself; copy it to read it")
     stamps = {name: _stamp(file) for name, file in zip(names, paths, strict=True)}
-    tally, kept = Tally(study.data.strict), 0
+    tally, kept, empty = Tally(study.data.strict), 0, 0
+    trials: list[Trials] = []
 
     def bright() -> Iterator[Events]:
-        nonlocal kept
+        nonlocal kept, empty
         for part in read_parts(paths, tally, progress):
-            chosen = part[part.photon_sum >= study.data.min_photons]
-            kept += len(chosen)
-            yield chosen
+            photon_sum = part.photon_sum
+            lit = photon_sum >= study.data.min_photons
+            trials.append(Trials.count(part.pdg, part.features, lit))
+            kept += int(lit.sum())
+            empty += int((photon_sum == 0).sum())
+            yield part[lit]
         if kept == 0:
             bad = f"; bad rows: {dict(tally.dropped)}" if tally.dropped else ""
             raise EventFileError(
@@ -305,6 +378,10 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
         return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
 
     write_root(bright(), path, made_with)
+    # without empty responses, nobody knows how many there were
+    counted = Trials.join(trials)
+    identity = _identity(study, _files(study, _made_with(study) or {}))
+    _write_trials([counted if empty else counted[:0]], identity, _trials_file(study))
     for expected, count in tally.dropped.items():
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 
