@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zdc_nb.data.events import FEATURES, Events, impact_point
+from zdc_nb.data.events import FEATURES, Conditioned, Events, impact_point
 from zdc_nb.detector import Detector, split_tree
 from zdc_nb.params import PreprocessingParams
 
@@ -246,7 +246,7 @@ def channel_fractions(x: Tensor, params: PreprocessingParams, detector: Detector
 # --- Conditions ---
 
 
-def raw_conditions(events: Events, params: PreprocessingParams) -> NDArray[np.float64]:
+def raw_conditions(events: Conditioned, params: PreprocessingParams) -> NDArray[np.float64]:
     """(N, C) conditions before standardisation.
 
     ``paper``: the nine features and the photon sum. ``impact``: these, the logarithms of energy
@@ -301,11 +301,37 @@ class ConditionScaler:
         std[-2:] = (high - low) / 2
         return cls(*_standard(mean, std))
 
-    def __call__(self, events: Events, params: PreprocessingParams) -> Tensor:
+    @classmethod
+    def fit_particle(cls, features: NDArray[np.float64], detector: Detector) -> ConditionScaler:
+        """The same of what is known before there is a photon sum, see :meth:`particle`.
+
+        Slopes as in :meth:`fit_context`; the functions of the impact point stay as they are.
+        """
+        raw = _raw_particle(features, detector)[:, :_OWN_NUMBERS]
+        mean, std = raw.mean(0), raw.std(0)
+        low, mean[-2:], high = np.percentile(raw[:, -2:], (16, 50, 84), axis=0)
+        std[-2:] = (high - low) / 2
+        mean, std = _standard(mean, std)
+        places = PLACE_GRID**2 + 2 * len(EDGE_REACHES)
+        return cls(np.append(mean, np.zeros(places)), np.append(std, np.ones(places)))
+
+    def __call__(self, events: Conditioned, params: PreprocessingParams) -> Tensor:
         """(N, C) float32 standardised conditions of ``events``."""
         return self._scale(raw_conditions(events, params))
 
-    def context(self, events: Events) -> Tensor:
+    def particle(self, features: NDArray[np.float64], detector: Detector) -> Tensor:
+        """(N, C) float32, what the networks of :mod:`zdc_nb.flows.particle_nets` are told.
+
+        Of features (N, 9): energy and its logarithm, momentum, mass, charge, side and slopes (from the
+        origin to where the particle arrives: of the vertex nothing else), standardised; the impact point as Gaussian radial basis functions on a grid of
+        :data:`PLACE_GRID` points a side, somewhat larger than the face; and its distances to the
+        edges, as a softsign.
+        """
+        scaled = self._scale(_raw_particle(features, detector))
+        scaled[:, _OWN_NUMBERS - 2 : _OWN_NUMBERS].clamp_(-LARGEST_SLOPE, LARGEST_SLOPE)
+        return scaled
+
+    def context(self, events: Conditioned) -> Tensor:
         """(N, C + 3) float32, what :class:`zdc_nb.flows.splitting.SplittingFlow` is told.
 
         Nothing but the ten published numbers, nine features and the photon sum: these and their
@@ -318,6 +344,45 @@ class ConditionScaler:
         return torch.from_numpy(((raw - self.mean) / self.std).astype(np.float32))
 
 
+PLACE_GRID = 12
+"""Points a side of the grid that tells where a particle arrives."""
+
+PLACE_REACH = 1.5
+"""Extent of that grid, in sizes of the face: beside it showers still leak in."""
+
+EDGE_REACHES = (0.002, 0.01)
+"""m: distances to the edge of the face at which a network sees it best."""
+
+LARGEST_SLOPE = 6.0
+"""Standardised slopes are cut here: beyond it nothing reaches the face."""
+
+_OWN_NUMBERS = 10
+"""Numbers of a particle that are standardised; the last two are its slopes."""
+
+
+def _raw_particle(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
+    """(N, C) of :meth:`ConditionScaler.particle`, before standardisation."""
+    energy, vx, vy, px, py, pz, mass, charge = (
+        features[:, FEATURES.index(name), None]
+        for name in ("energy", "vx", "vy", "px", "py", "pz", "mass", "charge")
+    )
+    along = np.maximum(np.abs(pz), 1e-6)  # GeV; pz = 0 never arrives
+    # from the origin to where the particle arrives
+    slope_x, slope_y = px / along + vx / detector.distance, py / along + vy / detector.distance
+    own = [energy, np.log1p(energy), px, py, pz, mass, charge, np.sign(pz), slope_y, slope_x]
+    x, y = slope_x * detector.distance, slope_y * detector.distance - detector.crossing_offset
+    height, width = detector.face
+    places, edges = [], []
+    for at, side in ((y, height), (x, width)):
+        knots = np.linspace(-PLACE_REACH / 2, PLACE_REACH / 2, PLACE_GRID) * side
+        near = np.clip(at, -4 * side, 4 * side)
+        places.append(np.exp(-0.5 * ((near - knots) / (knots[1] - knots[0])) ** 2))
+        inside = side / 2 - np.abs(near)
+        edges += [inside / (reach + np.abs(inside)) for reach in EDGE_REACHES]
+    grid = (places[0][:, :, None] * places[1][:, None, :]).reshape(len(features), -1)
+    return np.concatenate([*own, grid, *edges], axis=1)
+
+
 def _standard(
     mean: NDArray[np.float64], std: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -326,7 +391,7 @@ def _standard(
     return mean, np.where(constant | (std == 0), 1.0, std)
 
 
-def _raw_context(events: Events) -> NDArray[np.float64]:
+def _raw_context(events: Conditioned) -> NDArray[np.float64]:
     """(N, C + 2): features, photon sum, logarithms, side; last py / abs(pz) and px / abs(pz)."""
     photons = events.photon_sum.astype(np.float64)[:, None]
     energy, px, py, pz = (

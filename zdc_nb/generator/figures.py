@@ -9,7 +9,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from zdc_nb.data.events import Events
 from zdc_nb.data.figures import finish_faces
@@ -120,6 +119,9 @@ def curves_figure(model: Surrogate, event: Events) -> Figure:
 
     The nodes are those of :func:`sight_figure`. The binomial has the share of the area.
     """
+    # slow to import
+    from scipy.stats import binom  # noqa: PLC0415
+
     flow, detector = _splitting_flow(model), event.detector
     response = event.responses[0]
     tree = split_tree(detector.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Conditioned
 from zdc_nb.detector import Detector
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.flows.splitting import SplittingFlow
@@ -28,7 +29,15 @@ from zdc_nb.params import (
 )
 from zdc_nb.storage import save_tensors
 
-__all__ = ["DivergenceError", "Surrogate", "load_surrogate", "save_surrogate"]
+__all__ = [
+    "DivergenceError",
+    "Surrogate",
+    "build_surrogate",
+    "describe_surrogate",
+    "load_surrogate",
+    "save_surrogate",
+    "surrogate_tensors",
+]
 
 
 class DivergenceError(ArithmeticError):
@@ -64,7 +73,7 @@ class Surrogate:
     scaler: ConditionScaler
     preprocessing: PreprocessingParams | None
 
-    def conditions(self, events: Events) -> Tensor:
+    def conditions(self, events: Conditioned) -> Tensor:
         """(N, C) what the flow is told of ``events``, on its device."""
         if self.preprocessing is None:
             return self.scaler.context(events).to(self.flow.device)
@@ -92,8 +101,34 @@ class Surrogate:
         flow = flow.to(self.flow.device).train(self.flow.training)
         return replace(self, flow=flow, architecture=architecture)
 
+    @property
+    def latents(self) -> int:
+        """Random numbers that :meth:`from_uniform` takes for a response."""
+        if isinstance(self.flow, SplittingFlow):
+            return self.flow.dim - 1
+        return 2 * ((self.flow.dim + 1) // 2)
+
+    def from_uniform(self, asked: Conditioned, uniform: NDArray[np.float64]) -> NDArray[np.uint16]:
+        """(N, R, K) responses from random numbers (N, L) in (0, 1), see :attr:`latents`.
+
+        A splitting flow takes one for each node. For the others each two become two normal numbers
+        (Box and Muller, Ann. Math. Stat. 29 (1958) 610). Raises :class:`DivergenceError`.
+        """
+        self.flow.eval()
+        given = torch.from_numpy(uniform.astype(np.float32)).to(self.flow.device)
+        conditions = self.conditions(asked)
+        if isinstance(self.flow, SplittingFlow):
+            x = self.flow.from_uniform(given, conditions)
+        else:
+            size = torch.sqrt(-2 * torch.log(given[:, ::2]))
+            angle = 2 * math.pi * given[:, 1::2]
+            pairs = torch.stack([size * torch.cos(angle), size * torch.sin(angle)], dim=2)
+            x = self.flow.from_latent(pairs.flatten(1)[:, : self.flow.dim], conditions)
+        self._refuse_divergence(x, asked.photon_sum, 0)
+        return self._decode(x, asked.photon_sum, asked.detector)
+
     def generate(
-        self, events: Events, seed: int, batch: int, progress: bool = False
+        self, events: Conditioned, seed: int, batch: int, progress: bool = False
     ) -> NDArray[np.uint16]:
         """(N, R, K) responses, one for the particle and photon sum of each event.
 
@@ -115,18 +150,20 @@ class Surrogate:
         for start in bar:
             here = slice(start, start + batch)
             x = self.flow.sample(conditions[here], generator)
-            if not self._is_whole(x, photon_sum[here]):
-                raise DivergenceError(
-                    f"generate: a sample from number {start} on is not finite; "
-                    "was the flow trained to the end?"
-                )
+            self._refuse_divergence(x, photon_sum[here], start)
             parts.append(self._decode(x, photon_sum[here], events.detector))
         return np.concatenate(parts)
 
-    def _is_whole(self, x: Tensor, photon_sum: NDArray[np.int64]) -> bool:
+    def _refuse_divergence(self, x: Tensor, photon_sum: NDArray[np.int64], start: int) -> None:
         if self.preprocessing is None:
-            return bool(np.array_equal(x.sum(1).cpu().numpy(), photon_sum))
-        return bool(torch.isfinite(x).all())
+            whole = np.array_equal(x.sum(1).cpu().numpy(), photon_sum)
+        else:
+            whole = bool(torch.isfinite(x).all())
+        if not whole:
+            raise DivergenceError(
+                f"generate: a sample from number {start} on is not finite; "
+                "was the flow trained to the end?"
+            )
 
     def _decode(
         self, x: Tensor, photon_sum: NDArray[np.int64], detector: Detector
@@ -141,19 +178,42 @@ def save_surrogate(surrogate: Surrogate, path: Path) -> None:
 
     Not atomic: ``path`` is a temporary one, see :func:`zdc_nb.storage.write_atomically`.
     """
-    flow = surrogate.flow
-    tensors = {f"flow.{name}": value.contiguous() for name, value in flow.state_dict().items()}
+    description = json.dumps(describe_surrogate(surrogate))
+    save_tensors(surrogate_tensors(surrogate), {"description": description}, path)
+
+
+def surrogate_tensors(surrogate: Surrogate) -> dict[str, Tensor]:
+    """Weights and scaler, by their names in a file."""
+    state = surrogate.flow.state_dict()
+    tensors = {f"flow.{name}": value.contiguous() for name, value in state.items()}
     tensors["scaler.mean"] = torch.from_numpy(surrogate.scaler.mean)
     tensors["scaler.std"] = torch.from_numpy(surrogate.scaler.std)
-    preprocessing = surrogate.preprocessing
-    description = {
+    return tensors
+
+
+def describe_surrogate(surrogate: Surrogate) -> dict[str, Any]:
+    """What :func:`build_surrogate` needs beside the tensors; made of what JSON has."""
+    flow, preprocessing = surrogate.flow, surrogate.preprocessing
+    return {
         "kind": _kind(flow),
         "dim": flow.shape if isinstance(flow, SplittingFlow) else flow.dim,
         "context": flow.context,
         "flow": surrogate.architecture.model_dump(),
         "preprocessing": None if preprocessing is None else preprocessing.model_dump(),
     }
-    save_tensors(tensors, {"description": json.dumps(description)}, path)
+
+
+def build_surrogate(
+    description: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> Surrogate:
+    """A model of its description and tensors, frozen, on a device."""
+    flow, architecture = _build(description)
+    weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
+    flow.load_state_dict(weights)
+    scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
+    # frozen, so that what is rounded of its weights is rounded once
+    frozen = flow.to(device).eval().requires_grad_(False)
+    return Surrogate(frozen, architecture, scaler, _preprocessing(description["preprocessing"]))
 
 
 def load_surrogate(path: Path, device: torch.device) -> Surrogate:
@@ -162,16 +222,9 @@ def load_surrogate(path: Path, device: torch.device) -> Surrogate:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["description"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        flow, architecture = _build(description)
-        weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
-        flow.load_state_dict(weights)
-        scaler = ConditionScaler(tensors["scaler.mean"].numpy(), tensors["scaler.std"].numpy())
-        preprocessing = _preprocessing(description["preprocessing"])
+        return build_surrogate(description, tensors, device)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a trained model of this project ({error})") from error
-    # frozen, so that what is rounded of its weights is rounded once
-    frozen = flow.to(device).eval().requires_grad_(False)
-    return Surrogate(frozen, architecture, scaler, preprocessing)
 
 
 def _kind(flow: Teacher | Student | SplittingFlow) -> str:

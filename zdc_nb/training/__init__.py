@@ -11,6 +11,8 @@ from zdc_nb.training.trainers import (
     distil_student,
     distillation_step,
     likelihood_step,
+    train_photon_sum,
+    train_signal,
     train_splitting,
     train_teacher,
 )
@@ -29,6 +31,8 @@ __all__ = [
     "likelihood_step",
     "log_metrics",
     "open_tracker",
+    "train_photon_sum",
+    "train_signal",
     "train_splitting",
     "train_teacher",
 ]

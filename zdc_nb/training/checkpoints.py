@@ -24,10 +24,8 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from zdc_nb.flows.maf_iaf import Flow
-from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.storage import save_tensors, sweep, write_atomically
 
 __all__ = ["Checkpoint", "Progress", "StopRequest", "TrainingInterrupted"]
@@ -111,7 +109,7 @@ class Checkpoint:
     def save(
         self,
         progress: Progress,
-        flow: Flow | SplittingFlow,
+        flow: nn.Module,
         best: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
@@ -138,7 +136,7 @@ class Checkpoint:
 
     def restore(
         self,
-        flow: Flow | SplittingFlow,
+        flow: nn.Module,
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
     ) -> tuple[Progress, dict[str, Tensor], Tensor] | None:
@@ -164,7 +162,8 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         generator.set_state(tensors["generator"])
         _set_global_generators(tensors)
-        best = {name: value.to(flow.device) for name, value in _below("best.", tensors).items()}
+        device = next(flow.parameters()).device
+        best = {name: value.to(device) for name, value in _below("best.", tensors).items()}
         return progress, best, tensors["order"]
 
     def _read(self) -> tuple[dict[str, Tensor], Progress]:

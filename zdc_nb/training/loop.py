@@ -12,21 +12,26 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from zdc_nb.data.events import Events
-from zdc_nb.flows.maf_iaf import Flow
-from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import ConditionScaler, encode_responses
 from zdc_nb.generator.surrogate import DivergenceError
-from zdc_nb.params import PreprocessingParams, SplittingParams, StudentParams, TeacherParams
+from zdc_nb.params import (
+    PhotonSumParams,
+    PreprocessingParams,
+    SignalParams,
+    SplittingParams,
+    StudentParams,
+    TeacherParams,
+)
 from zdc_nb.training.checkpoints import Checkpoint, Progress, StopRequest, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker
 
 __all__ = ["Counted", "Encoded", "Fit", "learning_rate_factor", "mean_over"]
 
-Training = TeacherParams | StudentParams | SplittingParams
+Training = TeacherParams | StudentParams | SplittingParams | PhotonSumParams | SignalParams
 
 
 class Encoded:
@@ -113,7 +118,7 @@ class Fit:
 
     def __init__(
         self,
-        flow: Flow | SplittingFlow,
+        flow: nn.Module,
         params: Training,
         epochs: int,
         n: int,

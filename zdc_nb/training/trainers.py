@@ -7,18 +7,22 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from zdc_nb.data.events import Events
-from zdc_nb.detector import diversity_weights, shower_centre
+from zdc_nb.data.events import Events, Trials
+from zdc_nb.detector import Detector, diversity_weights, shower_centre
 from zdc_nb.flows.initialise import (
     start_from_centres,
     start_from_marginals,
     start_from_teacher,
 )
 from zdc_nb.flows.maf_iaf import Student, Teacher
+from zdc_nb.flows.particle_nets import PhotonSumNetwork, SignalNetwork
 from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import ConditionScaler, channel_fractions, flow_dim
+from zdc_nb.generator.particle_models import PhotonSumModel, SignalModel
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import choose_device
 from zdc_nb.params import (
@@ -38,6 +42,8 @@ __all__ = [
     "distil_student",
     "distillation_step",
     "likelihood_step",
+    "train_photon_sum",
+    "train_signal",
     "train_splitting",
     "train_teacher",
 ]
@@ -253,6 +259,118 @@ def train_splitting(
         track,
     )
     return Surrogate(flow, params.flow, scaler, None), history
+
+
+# --- Networks of the particle -------------------------------------------------------------------
+
+
+def train_photon_sum(
+    train: Events,
+    validation: Events,
+    study: Study,
+    subset: Subset,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    track: Callable[[int], Tracker] | None = None,
+    training: int = 1,
+) -> tuple[PhotonSumModel, pd.DataFrame]:
+    """Learn the photon sum of a particle by maximum likelihood.
+
+    The term ``loss`` is the exact negative log-likelihood of the sum, in nats. The rest is as in
+    :func:`train_teacher`, on the CPU; ``TypeError`` where the study has no such section.
+    """
+    params = study.photon_sum
+    if params is None:
+        raise TypeError("train_photon_sum: the study has no photon_sum")
+    detector = train.detector
+    scaler, context, held_out = _contexts(train.features, validation.features, detector)
+    seed = _seed(study, "photon_sum", subset, training)
+    torch.manual_seed(seed)
+    network = PhotonSumNetwork(
+        context.shape[1], params.hidden, params.components, study.data.min_photons
+    )
+    sums, held_out_sums = (torch.from_numpy(e.photon_sum) for e in (train, validation))
+    network.start_from(sums[torch.randperm(len(sums))[:4096]])
+
+    def nll(context: Tensor, sums: Tensor) -> Tensor:
+        return -network.distribution(context).log_prob(sums)
+
+    fit = Fit(
+        network,
+        params,
+        params.epochs_for(subset),
+        len(train),
+        f"photon sum {subset}",
+        seed,
+        checkpoint,
+    )
+    history = fit.run(
+        lambda i, _: {"loss": nll(context[i], sums[i]).mean()},
+        lambda _: {"loss": nll(held_out, held_out_sums).mean()},
+        progress,
+        track,
+    )
+    return PhotonSumModel(network.eval().requires_grad_(False), params.hidden, scaler), history
+
+
+def train_signal(
+    train: Trials,
+    validation: Trials,
+    study: Study,
+    subset: Subset,
+    detector: Detector,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    track: Callable[[int], Tracker] | None = None,
+    training: int = 1,
+) -> tuple[SignalModel, pd.DataFrame]:
+    """Learn whether a particle sends light, by maximum likelihood of how often it did.
+
+    The term ``loss`` is the cross-entropy of a simulation in nats; a step takes a batch of particles,
+    with all simulations of each. The rest is as in :func:`train_photon_sum`.
+    """
+    params = study.signal
+    if params is None:
+        raise TypeError("train_signal: the study has no signal")
+    scaler, context, held_out = _contexts(train.features, validation.features, detector)
+    seed = _seed(study, "signal", subset, training)
+    torch.manual_seed(seed)
+    network = SignalNetwork(context.shape[1], params.hidden)
+
+    def counts(trials: Trials) -> tuple[Tensor, Tensor]:
+        mean = trials.simulated.mean()
+        lit, dark = trials.lit / mean, (trials.simulated - trials.lit) / mean
+        return torch.from_numpy(lit).to(torch.float32), torch.from_numpy(dark).to(torch.float32)
+
+    def entropy(context: Tensor, lit: Tensor, dark: Tensor) -> Tensor:
+        logit = network(context)
+        return (functional.softplus(-logit) * lit + functional.softplus(logit) * dark).mean()
+
+    (lit, dark), tested = counts(train), counts(validation)
+    fit = Fit(
+        network,
+        params,
+        params.epochs_for(subset),
+        len(train),
+        f"signal {subset}",
+        seed,
+        checkpoint,
+    )
+    history = fit.run(
+        lambda i, _: {"loss": entropy(context[i], lit[i], dark[i])},
+        lambda _: {"loss": entropy(held_out, *tested)},
+        progress,
+        track,
+    )
+    return SignalModel(network.eval().requires_grad_(False), params.hidden, scaler), history
+
+
+def _contexts(
+    train: NDArray[np.float64], validation: NDArray[np.float64], detector: Detector
+) -> tuple[ConditionScaler, Tensor, Tensor]:
+    """Scaler of particles that are trained on, features (N, 9), and contexts of both parts."""
+    scaler = ConditionScaler.fit_particle(train, detector)
+    return scaler, scaler.particle(train, detector), scaler.particle(validation, detector)
 
 
 def _seed(study: Study, what: str, subset: Subset, training: int) -> int:

@@ -1,0 +1,149 @@
+"""The command ``zdc-nb``: from a file of particles to a file of responses, and export for O2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from zdc_nb.data.events import Events
+from zdc_nb.params import ParameterError, UserError
+
+__all__ = ["main"]
+
+_ROWS = 4096
+"""Responses written at once."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after one line that says what is wrong."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except (UserError, OSError) as error:
+        print(f"zdc-nb: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zdc-nb", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    generate = commands.add_parser(
+        "generate",
+        help="draw a response for each particle of a file",
+        description="Draw a response for each particle of a file, any number of them. The file of "
+        "responses is a ROOT file of this project's format, a row for each particle in the same order; "
+        "a particle that sends no light has a row without photons.",
+    )
+    generate.add_argument("--model", type=Path, required=True, help="generator, .safetensors")
+    generate.add_argument(
+        "--particles",
+        type=Path,
+        required=True,
+        help=".csv or .root with columns energy, px, py, pz (GeV), vx, vy, vz (m), mass (MeV), charge "
+        "(e) and optionally pdg; or .npz of one array of these in the order energy, vx, vy, vz, px, py, "
+        "pz, mass, charge",
+    )
+    generate.add_argument("--out", type=Path, required=True, help="responses, .root")
+    generate.add_argument("--seed", type=_seed, default=1, help="default: %(default)s")
+    generate.add_argument(
+        "--batch", type=_batch, default=512, help="drawn at once; default: %(default)s"
+    )
+    generate.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    generate.set_defaults(run=_generate)
+
+    export = commands.add_parser(
+        "export-onnx",
+        help="write what o2-sim loads",
+        description="Write the ONNX models of the neutron ZDC that ALICE's o2-sim loads, their files "
+        "of scales and the settings to copy.",
+    )
+    export.add_argument("--model", type=Path, required=True, help="generator, .safetensors")
+    export.add_argument("--out", type=Path, required=True, help="folder")
+    export.add_argument(
+        "--images",
+        choices=("face", "dump"),
+        default="face",
+        help="how responses lie that were learned from: face, row 0 at the top as seen from the "
+        "interaction point (the open simulation), or dump, rows are O2's x and columns its y (O2's "
+        "text files, the published data); default: %(default)s",
+    )
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+    return number
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _batch(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _generate(given: argparse.Namespace) -> None:
+    # slow to import, and --help needs none of it
+    from zdc_nb.data.particles import count_particles, read_particles  # noqa: PLC0415
+    from zdc_nb.data.root import write_root  # noqa: PLC0415
+    from zdc_nb.generator.generator import Generator  # noqa: PLC0415
+    from zdc_nb.hardware import choose_device  # noqa: PLC0415
+
+    if given.out.suffix != ".root":
+        _refuse(f"--out: expected a .root file, got {given.out}")
+    if given.out.resolve() == given.particles.resolve():
+        _refuse(f"--out: {given.out} is the file of particles")
+    choose_device(given.device)
+    generator = Generator.load(given.model, given.device)
+    total = count_particles(given.particles)
+    particles = read_particles(given.particles, generator.detector)
+    drawn = generator.sample_parts(particles, given.seed, given.batch, total, str(given.particles))
+    written = 0
+
+    def events() -> Iterator[Events]:
+        nonlocal written
+        for some, responses in drawn:
+            written += len(some)
+            yield Events.from_arrays(
+                some.pdg, some.features, responses, some.particle, generator.detector
+            )
+
+    write_root(_together(events()), given.out)
+    print(f"{given.out}: {written} responses")
+
+
+def _together(parts: Iterable[Events]) -> Iterator[Events]:
+    """Parts of some thousand responses, which a file takes faster than many small ones."""
+    waiting: list[Events] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= _ROWS:
+            yield Events.join(waiting)
+            waiting = []
+    if waiting:
+        yield Events.join(waiting)
+
+
+def _export(given: argparse.Namespace) -> None:
+    # slow to import
+    from zdc_nb.generator.generator import Generator  # noqa: PLC0415
+    from zdc_nb.generator.onnx_export import export_onnx  # noqa: PLC0415
+
+    generator = Generator.load(given.model)
+    for path in export_onnx(generator, given.out, given.images):
+        print(path)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ParameterError(message)
