@@ -70,11 +70,11 @@ BENCH_RESULTS = "reports/$$(basename "$$BENCH" .yaml)"
 
 bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
 	@mkdir -p $(BENCH_RESULTS)
-	$(BIN)/papermill notebooks/13_benchmark.ipynb $(BENCH_RESULTS)/13_benchmark.running.ipynb \
+	$(BIN)/papermill notebooks/16_benchmark.ipynb $(BENCH_RESULTS)/16_benchmark.running.ipynb \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
-	@mv $(BENCH_RESULTS)/13_benchmark.running.ipynb $(BENCH_RESULTS)/13_benchmark.ipynb
+	@mv $(BENCH_RESULTS)/16_benchmark.running.ipynb $(BENCH_RESULTS)/16_benchmark.ipynb
 	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
-	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/13_benchmark.ipynb
+	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/16_benchmark.ipynb
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 CHANGES ?= params/changes.yaml
@@ -98,11 +98,11 @@ endef
 
 changes: export FILE = $(CHANGES)
 changes: $(VENV)/.installed ## what each change is worth, from the published recipe to the splitting flow
-	$(call SIDE_BY_SIDE,changes,14_changes)
+	$(call SIDE_BY_SIDE,changes,17_changes)
 
 claim: export FILE = $(CLAIM)
 claim: $(VENV)/.installed ## does the physics in the loss help? Hours: many students, three trainings each
-	$(call SIDE_BY_SIDE,claim,16_claim)
+	$(call SIDE_BY_SIDE,claim,19_claim)
 
 LEARNING ?= params/learning.yaml
 override LEARNING := $(value LEARNING)
@@ -112,10 +112,10 @@ export LEARNING
 learning: export OMP_NUM_THREADS = 1
 learning: $(VENV)/.installed ## a learning curve: more particles, or more responses to each?
 	@folder="reports/$$(basename "$$LEARNING" .yaml)"; mkdir -p "$$folder" && \
-	$(BIN)/papermill notebooks/15_learning.ipynb "$$folder/15_learning.running.ipynb" \
+	$(BIN)/papermill notebooks/18_learning.ipynb "$$folder/18_learning.running.ipynb" \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r learning "$$LEARNING" && \
-	mv "$$folder/15_learning.running.ipynb" "$$folder/15_learning.ipynb" && \
-	$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/15_learning.ipynb" && \
+	mv "$$folder/18_learning.running.ipynb" "$$folder/18_learning.ipynb" && \
+	$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/18_learning.ipynb" && \
 	echo "The report: $$PWD/$$folder/index.html"
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel

@@ -44,7 +44,7 @@ def names_of(study: Study) -> list[str]:
 
 
 def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
-    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 2 + 4 + 6 + 2
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 1 + 2 + 2 + 4 + 6 + 2 + 1
     for stage in stages_of(smoke):
         notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -141,11 +141,11 @@ def test_index_page_leads_everywhere(smoke: Study) -> None:
     assert warning is not None
     assert warning.get("id") == "meaning"
     assert "Too few test responses: n 100, all 160" in warning.get_text()
-    assert page.select_one('img[src="figures/07_closure.png"]') is not None
+    assert page.select_one('img[src="figures/09_closure.png"]') is not None
 
 
 @pytest.mark.parametrize(
-    "name", ["06_evaluation-n", "07_ablations", "08_shower_shapes", "10_models", "11_closure-bs"]
+    "name", ["08_evaluation-n", "09_ablations", "10_shower_shapes", "12_models", "13_closure-bs"]
 )
 def test_the_notebooks_say_that_the_numbers_mean_nothing(smoke: Study, name: str) -> None:
     page = (smoke.reports / "html" / f"{name}.html").read_text("utf-8")
@@ -256,7 +256,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     # students of several studies against the weight of their channel loss
     claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}, "open": []}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
-    command = ("papermill", "notebooks/16_claim.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/19_claim.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "claim", "params/claim.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     found = pd.read_csv("reports/claim/claim.csv").query("metric == 'MAE_cw' and start.notna()")
@@ -272,7 +272,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     ]
     content = {"reports": "reports", "subset": "all", "rows": rows}
     Path("params/changes.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    command = ("papermill", "notebooks/14_changes.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/17_changes.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "changes", "params/changes.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv("reports/changes/changes.csv").set_index("model")
@@ -304,7 +304,7 @@ def test_after_a_failure_the_rest_goes_on_and_the_index_shows_it(
     assert str(study.reports / "index.html") in ending
     ready = {path.stem for path in (study.reports / "notebooks").glob("*.ipynb")}
     assert "02_teacher_training-n.failed" in ready
-    assert "06_evaluation-all" in ready
+    assert "08_evaluation-all" in ready
     page = BeautifulSoup((study.reports / "index.html").read_text("utf-8"), "html.parser")
     assert page.select_one('a[href="html/02_teacher_training-n.failed.html"]')
     assert str(blocked) in page.get_text()

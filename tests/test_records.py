@@ -235,7 +235,7 @@ def test_record_that_cannot_be_read_is_named_and_overwritten(
     stage: Stage, content: bytes | dict[str, Any], what: str
 ) -> None:
     start(stage)
-    speed = find_stage(stage.study, "09_speed")
+    speed = find_stage(stage.study, "11_speed")
     start(speed).finish()
     if isinstance(content, bytes):
         path_of(stage).write_bytes(content)
@@ -278,20 +278,22 @@ def with_value(study: Study, key: str, value: object) -> Study:
     return study.model_copy(update={section: value})
 
 
-TEACHERS = "02 03 06 07 08 09 10 11 12"
+TEACHERS = "02 03 08 09 10 11 12 13 14 15"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "numbers"),
     [
-        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 11 12"),
-        ("splitting.learning_rate", 1e30, "04 06 07 08 09 10 11 12"),
+        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15"),
+        ("splitting.learning_rate", 1e30, "04 08 09 10 11 12 13 14 15"),
         ("flow.bins", 17, TEACHERS),
         ("preprocessing.alpha", 0.2, TEACHERS),
         ("teacher.learning_rate", 1e30, TEACHERS),
-        ("student.channel_weight", 77.0, "03 06 07 08 09 10 11 12"),
-        ("evaluation.runs", 17, "05 06 07 08 10 11 12"),
-        ("speed.runs", 17, "09 10"),
+        ("student.channel_weight", 77.0, "03 08 09 10 11 12 13 14 15"),
+        ("photon_sum.learning_rate", 1e30, "05 08 09 10 12 13 14 15"),
+        ("signal.learning_rate", 1e30, "06 15"),
+        ("evaluation.runs", 17, "07 08 09 10 12 13 14 15"),
+        ("speed.runs", 17, "11 12"),
         ("device", "cuda", ""),
         ("tracking", "wandb", ""),
         ("checkpoint_seconds", 1.5, ""),
@@ -327,7 +329,7 @@ def test_what_is_set_for_one_subset_is_changed_for_that_alone(executed: Study, k
 
 def test_changed_cells_are_told_and_an_order_of_setups_is_not(executed: Study) -> None:
     turned = executed.model_copy(update={"setups": executed.setups[::-1]})
-    assert not [name for name in outdated(turned) if name[:2] < "06"]
+    assert not [name for name in outdated(turned) if name[:2] < "08"]
     stage = find_stage(executed, "02_teacher_training", subset="all")
     fingerprint = stage.fingerprint | {"cells": "another"}
     content = {"metadata": {"zdc_nb": fingerprint}, "cells": []}

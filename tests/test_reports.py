@@ -319,9 +319,9 @@ def test_failures_stand_among_the_findings_and_lead_to_the_pages(study: Study) -
     assert all("photons asked for at 10 to 30 photons on " in text for text in sentences)
     links = [str(a["href"]) for a in under(page, "closure", "a")]
     models = ("teacher", *SETUPS, "splitting")
-    assert links[: len(models)] == [f"html/11_closure-{m.replace('+', '%2B')}.html" for m in models]
+    assert links[: len(models)] == [f"html/13_closure-{m.replace('+', '%2B')}.html" for m in models]
     assert not under(page, "closure", "img")
-    figure = study.reports / "figures" / "07_closure.png"
+    figure = study.reports / "figures" / "09_closure.png"
     figure.parent.mkdir(exist_ok=True)
     figure.write_bytes(b"")
     assert under(read_page(study), "closure", "img")
@@ -402,16 +402,16 @@ def test_times_of_a_busy_machine_carry_a_warning(
 def test_figures_that_there_are_are_shown(study: Study) -> None:
     assert not read_page(study).select("img")
     (study.reports / "figures").mkdir()
-    for name in ("09_speed", "06_samples-all", "06_samples-n", "07_loss_terms-all", "07_other"):
+    for name in ("11_speed", "08_samples-all", "08_samples-n", "09_loss_terms-all", "09_other"):
         (study.reports / "figures" / f"{name}.png").write_bytes(b"")
-    stage_of(study, "06_evaluation-all").executed.unlink()
+    stage_of(study, "08_evaluation-all").executed.unlink()
     page = read_page(study)
     shown = [str(image["src"]) for image in page.select("img")]
-    expected = ("06_samples-all", "07_loss_terms-all", "09_speed")
+    expected = ("08_samples-all", "09_loss_terms-all", "11_speed")
     assert shown == [f"figures/{name}.png" for name in expected]
     captions = [caption.get_text() for caption in page.select("figcaption")]
     assert "each model generated" in captions[0]
-    assert "earlier run: 06_evaluation-all makes this (not run)" in captions[0]
+    assert "earlier run: 08_evaluation-all makes this (not run)" in captions[0]
     assert "earlier run" not in captions[2]
 
 
@@ -419,11 +419,11 @@ def test_figures_that_there_are_are_shown(study: Study) -> None:
     ("table", "stage", "headings"),
     [
         ("datasets", "01_data_exploration", ["background"]),
-        ("table1", "07_ablations", ["findings", "table1"]),
-        ("closure", "07_ablations", ["findings"]),
-        ("comparison", "07_ablations", ["findings"]),
-        ("table2", "08_shower_shapes", ["table2", "table2"]),
-        ("speed", "09_speed", ["speed", "speed"]),
+        ("table1", "09_ablations", ["findings", "table1"]),
+        ("closure", "09_ablations", ["findings"]),
+        ("comparison", "09_ablations", ["findings"]),
+        ("table2", "10_shower_shapes", ["table2", "table2"]),
+        ("speed", "11_speed", ["speed", "speed"]),
     ],
 )
 def test_missing_table_is_told_with_the_stage_that_makes_it(
@@ -520,14 +520,14 @@ def test_stage_that_failed_shows_its_error_and_leads_to_its_page(study: Study) -
     failed.unlink()
     assert failed_pages(study) == []
     assert not path.exists()
-    assert (study.reports / "html" / "09_speed.html").is_file()
+    assert (study.reports / "html" / "11_speed.html").is_file()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"nbformat": 4, "cells": []}', b"\xff"])
 def test_failed_notebook_that_is_none_stops_nothing(study: Study, content: bytes) -> None:
-    fail(study, "07_ablations").write_bytes(content)
+    fail(study, "09_ablations").write_bytes(content)
     assert failed_pages(study) == []
-    assert undone(study) == {"07_ablations": "stopped"}
+    assert undone(study) == {"09_ablations": "stopped"}
     assert "not written to the end" in describe_failures(study)
 
 
@@ -540,13 +540,13 @@ def test_results_of_other_parameters_are_not_called_done(study: Study) -> None:
     changed = with_value(study, "student", channel_weight=77.0)
     page = read_page(changed)
     for name, state in states(changed).items():
-        depends = name[:2] in ("03", "06", "07", "08", "09", "10", "11", "12")
+        depends = name[:2] == "03" or name[:2] > "07"
         assert state == ("of other parameters" if depends else "done"), name
     assert "student.channel_weight" in page.select(".banner")[0].get_text()
     assert "student.channel_weight" in below(page, STUDENT).get_text()
     notes = [text_of(note) for note in page.select(".missing")]
     assert len(notes) == 9
-    assert "From an earlier run: 09_speed makes this (of other parameters)." in notes
+    assert "From an earlier run: 11_speed makes this (of other parameters)." in notes
 
 
 def test_failure_outdates_what_needs_it_and_hides_no_other(study: Study) -> None:
@@ -559,7 +559,7 @@ def test_failure_outdates_what_needs_it_and_hides_no_other(study: Study) -> None
     found = undone(study)
     assert found[teacher] == found[other] == "failed"
     assert found[STUDENT] == "failed in an earlier run"
-    assert found["03_student_distillation-n-bs"] == found["06_evaluation-n"] == "outdated"
+    assert found["03_student_distillation-n-bs"] == found["08_evaluation-n"] == "outdated"
     page = read_page(study)
     assert f"{teacher} to be made again" in below(page, "03_student_distillation-n-bs").get_text()
     assert "of the run before" in below(page, STUDENT).get_text()
@@ -612,7 +612,7 @@ STOPPED = "student n/bs+ch+div: stopped by SIGINT after step 120 of 500, saved; 
     [
         (STUDENT, {"stopped": STOPPED}, STOPPED),
         (STUDENT, {}, "was stopped before its training began, or between steps; the same command"),
-        ("07_ablations", {}, "was stopped; the same command goes on"),
+        ("09_ablations", {}, "was stopped; the same command goes on"),
     ],
 )
 def test_stage_that_was_told_to_stop_says_that_it_goes_on(
@@ -635,7 +635,7 @@ def test_stage_that_was_told_to_stop_says_that_it_goes_on(
 def test_stage_that_was_killed_is_stopped_when_the_grid_is_at_its_end(
     study: Study, suffix: str
 ) -> None:
-    name = "09_speed"
+    name = "11_speed"
     write_record(study, name, status="running", slurm_job="4711")
     executed = stage_of(study, name).executed
     killed = executed.rename(executed.with_suffix(suffix))
@@ -657,9 +657,9 @@ def test_stage_that_was_killed_is_stopped_when_the_grid_is_at_its_end(
 
 
 def test_stage_that_runs_is_neither_stopped_nor_done(study: Study) -> None:
-    forget(study, "09_speed")
-    write_record(study, "09_speed", **GONE | {"pid": os.getpid()})
-    assert undone(study) == {"09_speed": "running"}
+    forget(study, "11_speed")
+    write_record(study, "11_speed", **GONE | {"pid": os.getpid()})
+    assert undone(study) == {"11_speed": "running"}
     assert describe_failures(study) == ""
 
 
@@ -676,7 +676,7 @@ def test_records_and_parameters_are_shown(study: Study) -> None:
     device = {"system": "Linux", "cpu": "Xeon", "cores": 64, "threads": 8}
     write_record(
         study,
-        "09_speed",
+        "11_speed",
         facts={"resumed_from_step": 120},
         attempts=3,
         slurm_job="4711",
@@ -685,10 +685,10 @@ def test_records_and_parameters_are_shown(study: Study) -> None:
     )
     write_record(study, names(study)[0], data=DATA | {"dropped": {"no PDG code": 4}})
     page = read_page(study)
-    rows = {name: page.find(id=f"stage-{name}") for name in ("07_ablations", "09_speed")}
+    rows = {name: page.find(id=f"stage-{name}") for name in ("09_ablations", "11_speed")}
     shown = {n: [cell.get_text() for cell in row.select("td")] for n, row in rows.items()}  # type: ignore[union-attr]
-    assert shown["07_ablations"][3:] == ["0:01:30", "1 234 MB", "node7, CPU, 8 threads", "no"]
-    assert shown["09_speed"][4:] == [
+    assert shown["09_ablations"][3:] == ["0:01:30", "1 234 MB", "node7, CPU, 8 threads", "no"]
+    assert shown["11_speed"][4:] == [
         "1 234 MBGPU 2 048 MB",
         "node7, H100, Slurm job 4711",
         "at step 120, attempt 3",
@@ -721,18 +721,18 @@ def test_records_and_parameters_are_shown(study: Study) -> None:
     ],
 )
 def test_disagreement_of_records_is_told(study: Study, changes: dict[str, Any], what: str) -> None:
-    write_record(study, "09_speed", **changes)
+    write_record(study, "11_speed", **changes)
     found = [text_of(warning) for warning in read_page(study).select(".warning")]
     (warning,) = [text for text in found if f"same {what}:" in text]
-    assert warning.endswith(" in 09_speed.")
+    assert warning.endswith(" in 11_speed.")
     assert f" in {len(names(study)) - 1} stages; " in warning or what == "data"
 
 
 @pytest.mark.parametrize("content", [b"\xff\x00", b'{"stage": "<b>'])
 def test_corrupt_record_is_a_note_and_no_more(study: Study, content: bytes) -> None:
-    record_of(study, "07_ablations").write_bytes(content)
+    record_of(study, "09_ablations").write_bytes(content)
     (note,) = [warning.get_text() for warning in read_page(study).select(".warning")]
-    assert str(record_of(study, "07_ablations")) in note
+    assert str(record_of(study, "09_ablations")) in note
     assert undone(study) == {}
 
 
@@ -759,7 +759,7 @@ def test_hostile_names_are_text_in_the_page(study: Study) -> None:
     shutil.rmtree(study.reports / "records")
     write_record(
         study,
-        "09_speed",
+        "11_speed",
         host=HOSTILE,
         slurm_job=HOSTILE,
         versions={HOSTILE: HOSTILE},
@@ -770,7 +770,7 @@ def test_hostile_names_are_text_in_the_page(study: Study) -> None:
             HOSTILE: HOSTILE,
         },
     )
-    fail(study, "07_ablations", HOSTILE)
+    fail(study, "09_ablations", HOSTILE)
     tables = study.reports / "tables"
     (tables / "a<b>&#.csv").write_text("", "utf-8")
     for name in ("speed", "table1", "datasets"):
@@ -801,14 +801,14 @@ def test_command_says_whether_all_is_done(
     index = study.reports / "index.html"
     assert capsys.readouterr().out.splitlines() == [str(index)]
     assert is_complete(study)
-    fail(study, "09_speed")
+    fail(study, "11_speed")
     assert report.main() == 1
     assert capsys.readouterr().out.splitlines() == [
         str(index),
-        f"1 of {len(names(study))} stages are not done: 09_speed",
+        f"1 of {len(names(study))} stages are not done: 11_speed",
     ]
     assert not is_complete(study)
-    assert (study.reports / "html" / "09_speed.failed.html").is_file()
+    assert (study.reports / "html" / "11_speed.failed.html").is_file()
 
 
 def test_it_can_be_imported_without_torch_and_plots() -> None:

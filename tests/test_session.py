@@ -93,12 +93,12 @@ def test_a_notebook_runs_from_its_own_folder_as_in_jupyterlab(
     smoke: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("notebooks")
-    stage = open_stage("06_evaluation", study="params/smoke.yaml", subset="n")
+    stage = open_stage("08_evaluation", study="params/smoke.yaml", subset="n")
     assert stage.study.reports == smoke.reports
 
 
 def test_results_come_back_as_they_were_saved(smoke: Study) -> None:
-    stage = open_stage("06_evaluation", study="params/smoke.yaml", subset="n")
+    stage = open_stage("08_evaluation", study="params/smoke.yaml", subset="n")
     surrogate, test = stage.model("bs"), stage.test_events
     generated = surrogate.generate(test, seed=1, batch=7)
     assert generated.shape == stage.samples("bs").shape == test.responses.shape
@@ -114,7 +114,7 @@ def test_the_data_are_read_once_in_a_notebook(
     own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(own_copy)
-    stage = open_stage("08_shower_shapes", study="params/smoke.yaml")
+    stage = open_stage("10_shower_shapes", study="params/smoke.yaml")
     events = stage.events
     monkeypatch.setattr("zdc_nb.study.session.study_events", None)  # would fail
     for subset in stage.study.subsets:
@@ -180,7 +180,7 @@ def test_what_is_missing_or_damaged_is_named_with_what_makes_it(own_copy: Path) 
     with pytest.raises(ArtefactError, match=r"bs\.npz: not whole"):
         samples.check()
     samples.path.unlink()
-    with pytest.raises(MissingArtefactError, match=r"bs\.npz is missing.*06_evaluation\.ipynb"):
+    with pytest.raises(MissingArtefactError, match=r"bs\.npz is missing.*08_evaluation\.ipynb"):
         samples.check()
 
 
@@ -188,7 +188,7 @@ def test_a_student_of_another_teacher_is_refused(
     own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(own_copy)
-    stage = open_stage("06_evaluation", study="params/smoke.yaml", subset="n")
+    stage = open_stage("08_evaluation", study="params/smoke.yaml", subset="n")
     teacher = stage.model("teacher")
     assert isinstance(teacher.flow, Teacher)
     teacher.flow.networks[0].last.bias[0] += 1

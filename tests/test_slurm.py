@@ -333,11 +333,11 @@ def ended(cluster: Cluster, number: str) -> Job:
 
 @slow
 def test_one_notebook_runs_as_a_job_by_hand(cluster: Cluster, grid: Grid) -> None:
-    number = sbatch(cluster, grid.project, "08_shower_shapes", *SMOKE)
+    number = sbatch(cluster, grid.project, "10_shower_shapes", *SMOKE)
     job = ended(cluster, number)
     log = (grid.project / f"zdc-notebook-{number}.log").read_text("utf-8")
     assert job["JobState"] == "COMPLETED", log
-    assert (grid.project / f"08_shower_shapes-{number}.ipynb").is_file()
+    assert (grid.project / f"10_shower_shapes-{number}.ipynb").is_file()
     assert "gpu:1" in job["TresPerJob"]
 
 

@@ -27,8 +27,8 @@ def depending(before: Study, after: Study) -> set[str]:
     return {one.name for one, other in pairs if one.values != other.values}
 
 
-CLOSURES = {f"11_closure-{model}" for model in ("teacher", *SMALL.setups, "splitting")}
-ALWAYS = {"07_ablations", "08_shower_shapes", "10_models", *CLOSURES}
+CLOSURES = {f"13_closure-{model}" for model in ("teacher", *SMALL.setups, "splitting")}
+ALWAYS = {"09_ablations", "10_shower_shapes", "12_models", *CLOSURES}
 
 
 def trainings_of(study: Study, subset: str) -> set[str]:
@@ -40,7 +40,7 @@ def test_an_epoch_more_of_one_subset_concerns_that_subset_alone() -> None:
     epochs = {**SMALL.teacher.epochs, "sigma+": 99}  # type: ignore[dict-item]
     found = depending(SMALL, changed(SMALL, "teacher", epochs=epochs))
     # speed tells how long all trainings would have taken
-    shown = {"06_evaluation-sigma+", "12_new_particles-sigma+", "09_speed"}
+    shown = {"08_evaluation-sigma+", "14_new_particles-sigma+", "11_speed"}
     assert found == trainings_of(SMALL, "sigma+") | ALWAYS | shown
 
 
@@ -48,14 +48,14 @@ def test_a_change_of_the_evaluation_trains_nothing() -> None:
     found = depending(SMALL, changed(SMALL, "evaluation", runs=3))
     evaluations = {
         f"{name}-{s}"
-        for name in ("05_baselines", "06_evaluation", "12_new_particles")
+        for name in ("07_baselines", "08_evaluation", "14_new_particles")
         for s in SMALL.subsets
     }
-    assert found == evaluations | ALWAYS
+    assert found == evaluations | ALWAYS | {"15_generator-all"}
 
 
 SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models"}
-SHOWN |= {"closure", "new_particles"}
+SHOWN |= {"closure", "new_particles", "generator"}
 """Kinds of stages that show every model."""
 
 
@@ -65,7 +65,11 @@ SHOWN |= {"closure", "new_particles"}
         ("speed", {"runs": 99}, {"speed", "models"}),
         ("student", {"batch": 7}, {"student"} | SHOWN),
         ("splitting", {"batch": 7}, {"splitting"} | SHOWN),
-        ("flow", {"bins": 9}, set(TABLE) - {"data", "baselines", "splitting"}),
+        (
+            "flow",
+            {"bins": 9},
+            set(TABLE) - {"data", "baselines", "splitting", "photon_sum", "signal"},
+        ),
         ("data", {"min_photons": 11}, set(TABLE)),
         ("paths", {"reports": "elsewhere"}, set()),
         ("evaluation", {"figure_particles": 9}, set()),
@@ -120,7 +124,7 @@ def test_another_seed_is_another_training_of_every_model() -> None:
     # it imitates the teacher of its own seed
     needed = {stage.name for stage in third.needs}
     assert needed == {"01_data_exploration", "02_teacher_training-n-seed3"}
-    evaluation = find_stage(study, "06_evaluation", subset="n")
+    evaluation = find_stage(study, "08_evaluation", subset="n")
     assert {"02_teacher_training-n", third.name} < {stage.name for stage in evaluation.needs}
     with pytest.raises(ParameterError, match=r"seed: 2 is not in study 'small'.*\[1, 3\]"):
         find_stage(study, "02_teacher_training", subset="n", seed=2)  # type: ignore[arg-type]
@@ -130,18 +134,19 @@ def test_a_closure_is_about_one_model_and_needs_what_was_evaluated() -> None:
     study = with_variant(SMALL, channel_weight=100.0)
     models = [stage.model for stage in stages_of(study) if stage.row.name == "closure"]
     assert models == ["teacher", *study.setups, "heavy", "splitting"]
-    stage = find_stage(study, "11_closure", model="heavy")
-    assert (stage.name, stage.keys) == ("11_closure-heavy", {"model": "heavy"})
+    stage = find_stage(study, "13_closure", model="heavy")
+    assert (stage.name, stage.keys) == ("13_closure-heavy", {"model": "heavy"})
     needed = {other.name for other in stage.needs}
-    assert {"06_evaluation-n", "06_evaluation-all", "07_ablations"} < needed
-    assert not {name for name in needed if name.startswith(("09", "10", "11"))}
+    assert {"08_evaluation-n", "08_evaluation-all", "09_ablations"} < needed
+    assert not {name for name in needed if name.startswith(("10", "11", "12"))}
     with pytest.raises(ParameterError, match="model: 'splitting' is not in study"):
-        find_stage(study.model_copy(update={"splitting": None}), "11_closure", model="splitting")
+        find_stage(study.model_copy(update={"splitting": None}), "13_closure", model="splitting")
 
 
 def test_a_stage_needs_what_it_reads_of_its_own_subset() -> None:
-    stage = find_stage(SMALL, "06_evaluation", subset="k0s")
-    first = {"01_data_exploration", "04_splitting_flow-k0s", "05_baselines-k0s"}
+    stage = find_stage(SMALL, "08_evaluation", subset="k0s")
+    first = {"01_data_exploration", "04_splitting_flow-k0s", "07_baselines-k0s"}
+    first.add("05_photon_sum-k0s")
     expected = first | trainings_of(SMALL, "k0s")
     assert {other.name for other in stage.needs} == expected
     student = find_stage(SMALL, "03_student_distillation", subset="n", setup="bs")
@@ -163,13 +168,13 @@ def test_every_notebook_of_the_table_is_there_and_takes_its_keys() -> None:
 @pytest.mark.parametrize(
     ("notebook", "keys", "message"),
     [
-        ("09_nothing", {}, "'09_nothing' is none; expected one of 01_data_exploration"),
+        ("11_nothing", {}, "'11_nothing' is none; expected one of 01_data_exploration"),
         ("02_teacher_training", {"subste": "n"}, "subste: .* did you mean 'subset'"),
         ("02_teacher_training", {}, "subset: 02_teacher_training needs it"),
         ("02_teacher_training", {"subset": "pi0"}, "'pi0'"),
         ("03_student_distillation", {"subset": "n", "setup": "ch"}, "'ch'"),
-        ("11_closure", {}, "model: 11_closure needs it"),
-        ("11_closure", {"model": "ch"}, "model: 'ch' is not in study 'small'; .*'splitting'"),
+        ("13_closure", {}, "model: 13_closure needs it"),
+        ("13_closure", {"model": "ch"}, "model: 'ch' is not in study 'small'; .*'splitting'"),
     ],
 )
 def test_what_the_study_does_not_have_is_refused_by_name(
@@ -197,7 +202,7 @@ def test_what_the_table_promises_is_left(smoke: Study) -> None:
 def test_a_changed_parameter_is_named_for_what_depends_on_it(smoke: Study) -> None:
     again = outdated(changed(smoke, "student", batch=31))
     assert again["03_student_distillation-n-bs"] == "other parameters: student.batch"
-    assert {name[:2] for name in again} == {"03", "06", "07", "08", "09", "10", "11", "12"}
+    assert {name[:2] for name in again} == {"03", *(f"{k:02}" for k in range(8, 16))}
 
 
 def test_outputs_and_metadata_of_a_notebook_do_not_count_but_its_cells_do(
@@ -225,15 +230,16 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     monkeypatch.chdir(own_copy)
     study = load_study("params/smoke.yaml")
     (study.artifacts / "evaluation" / "n" / "bs.csv").unlink()
-    assert set(outdated(study)) == {"06_evaluation-n", "12_new_particles-n", *ALWAYS}
+    of_n = {"08_evaluation-n", "14_new_particles-n"}
+    assert set(outdated(study)) == {*of_n, *ALWAYS}
     sidecar = study.artifacts / "models" / "all" / "teacher.safetensors.json"
     described = json.loads(sidecar.read_text("utf-8"))
     sidecar.write_text(json.dumps(described | {"sha256": "0" * 64}), "utf-8")
     again = outdated(study)
     assert set(again) == {
         *(name for name in trainings_of(study, "all") if "student" in name),
-        *("06_evaluation-n", "06_evaluation-all", "09_speed"),
-        *("12_new_particles-n", "12_new_particles-all"),
+        *("08_evaluation-all", "14_new_particles-all", "15_generator-all", "11_speed"),
+        *of_n,
         *ALWAYS,
     }
 

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = [
+    "DRAWN",
     "SETUPS",
     "SUBSETS",
     "DataParams",
@@ -28,8 +29,10 @@ __all__ = [
     "FlowParams",
     "ParameterError",
     "PathParams",
+    "PhotonSumParams",
     "PreprocessingParams",
     "Setup",
+    "SignalParams",
     "Species",
     "SpeedParams",
     "SplittingFlowParams",
@@ -56,6 +59,9 @@ SUBSETS: tuple[Subset, ...] = ("n", "lambda", "k0s", "sigma+", "all")
 
 SETUPS: tuple[Setup, ...] = ("bs", "bs+div", "bs+ch", "bs+ch+div")
 """The four distillation setups of the paper, in the order of its Table 1."""
+
+DRAWN = "+N"
+"""How the name of a model ends whose photon sum is drawn, too, instead of given."""
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -296,6 +302,19 @@ class SplittingParams(_TrainingParams):
     )
 
 
+class SignalParams(_TrainingParams):
+    """Whether a particle sends light, learned from the responses that were dropped, too."""
+
+    hidden: list[Positive] = Field(min_length=1, description="widths of the network's layers")
+
+
+class PhotonSumParams(_TrainingParams):
+    """How many photons a particle sends where it sends light, by maximum likelihood."""
+
+    hidden: list[Positive] = Field(min_length=1, description="widths of the network's layers")
+    components: Positive = Field(description="logistic distributions of the mixture")
+
+
 class EvaluationParams(_Section):
     """Metrics on the test split."""
 
@@ -350,6 +369,12 @@ class Study(_Section):
     teacher: TeacherParams
     student: StudentParams
     splitting: SplittingParams | None = Field(description="null: no splitting flow")
+    photon_sum: PhotonSumParams | None = Field(
+        description="null: every model is told the photon sum, there is no generator"
+    )
+    signal: SignalParams | None = Field(
+        description="null: a generator takes every particle to send light"
+    )
     evaluation: EvaluationParams
     speed: SpeedParams
 
@@ -361,14 +386,18 @@ class Study(_Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected each number once, got {self.seeds}")
         for name in self.variants:
-            if name in (*SETUPS, "teacher", "splitting", "baselines"):
-                raise ValueError(f"variants: {name!r} is the name of a model already")
-            self._student_of_variant(name)
+            self._check_variant(name)
         if self.speed.subset not in self.subsets:
             raise ValueError(f"speed.subset: {self.speed.subset!r} is not among the subsets")
         if self.speed.setup not in self.setups:
             raise ValueError(f"speed.setup: {self.speed.setup!r} is not among the setups")
-        trainings = {"teacher": self.teacher, "student": self.student, "splitting": self.splitting}
+        trainings: dict[str, _TrainingParams | None] = {
+            "teacher": self.teacher,
+            "student": self.student,
+            "splitting": self.splitting,
+            "photon_sum": self.photon_sum,
+            "signal": self.signal,
+        }
         for key, training in trainings.items():
             epochs = 1 if training is None else training.epochs
             missing = (
@@ -390,6 +419,13 @@ class Study(_Section):
                 f"with preprocessing.alpha = {alpha:g}, got {self.flow.bound:g}"
             )
         return self
+
+    def _check_variant(self, name: str) -> None:
+        if name in (*SETUPS, "teacher", "splitting", "photon_sum", "signal", "baselines"):
+            raise ValueError(f"variants: {name!r} is the name of a model already")
+        if name.endswith(DRAWN):
+            raise ValueError(f"variants: {name!r} ends in {DRAWN}, as a model whose sum is drawn")
+        self._student_of_variant(name)
 
     @property
     def artifacts(self) -> Path:
@@ -427,6 +463,20 @@ class Study(_Section):
     def trained_models(self) -> tuple[str, ...]:
         """``teacher``, all students and ``splitting``: the models trained for each subset."""
         return ("teacher", *self.students, *(() if self.splitting is None else ("splitting",)))
+
+    @property
+    def end_to_end_models(self) -> tuple[str, ...]:
+        """Models that are also evaluated with the photon sum drawn, with the suffix :data:`DRAWN`.
+
+        The student of ``speed`` and what a generator is made of; none without a photon-sum model.
+        """
+        chosen = dict.fromkeys((self.speed.setup, self.generator_model))
+        return () if self.photon_sum is None else tuple(name + DRAWN for name in chosen)
+
+    @property
+    def generator_model(self) -> str:
+        """The model that a generator is made of: the splitting flow, else the student of ``speed``."""
+        return self.speed.setup if self.splitting is None else "splitting"
 
     def check_model(self, name: str) -> str:
         """Return ``name`` if it is a trained model; raise :class:`ParameterError` if not."""

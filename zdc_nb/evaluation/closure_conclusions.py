@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from zdc_nb.evaluation.closure import (
     CHANCE,
@@ -109,6 +108,9 @@ def _closure_sentences(closure: Closure, model: str, subset: str) -> Iterator[st
 
 
 def _pulls(closure: Closure, model: str, subset: str) -> str:
+    # slow to import, and most who import this module judge nothing
+    from scipy import stats  # noqa: PLC0415
+
     text = (
         f"**{model} on {subset}**, {closure.responses} test responses to {closure.particles} "
         "particles: "

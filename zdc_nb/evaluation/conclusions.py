@@ -275,7 +275,7 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame, errors: pd.DataFrame) -> Ite
         yield (
             "**Below the floor is no praise.** Nothing is nearer to simulation than simulation. A model "
             "that draws too little spread within a particle has less noise in its means than new "
-            "simulations have; its variances below, and its page `11_closure`, tell whether it does."
+            "simulations have; its variances below, and its page `13_closure`, tell whether it does."
         )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +26,7 @@ from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.distances import photon_spectrum
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
-from zdc_nb.params import SUBSETS
+from zdc_nb.params import DRAWN, SUBSETS
 
 __all__ = [
     "changes_figure",
@@ -174,6 +173,7 @@ def results_table(
     for source, frame in sources:
         keys = [key for key in (*rows, column) if key != "model"]
         students = ~frame["model"].isin((*UNTRAINED, "teacher", "splitting"))
+        students &= ~frame["model"].str.endswith(DRAWN)
         best = frame["mean"].where(students).groupby([frame[key] for key in keys]).transform("min")
         shown = frame.assign(
             source=source,
@@ -359,6 +359,9 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
     subset
         for the title.
     """
+    # slow to import, and most stages draw nothing with it
+    import seaborn as sns  # noqa: PLC0415
+
     terms = list(dict.fromkeys(term for frame in histories.values() for term in frame["term"]))
     columns = min(4, len(terms))
     rows = -(-len(terms) // columns)
@@ -403,6 +406,9 @@ def shape_figure(
     samples
         subset to its N test events and, by model, responses (N, R, K) aligned with them.
     """
+    # slow to import, and most stages draw nothing with it
+    import seaborn as sns  # noqa: PLC0415
+
     figure = Figure(figsize=(12, 2.9 * len(samples) + 0.5), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False, sharex="col")
     names = ("centre, row", "centre, column", "radius of 90% of the photons")

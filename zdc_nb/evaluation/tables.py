@@ -17,7 +17,7 @@ from zdc_nb.data.events import Split
 from zdc_nb.evaluation.baselines import BASELINES, RESIMULATED
 from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
-from zdc_nb.params import SETUPS, SUBSETS
+from zdc_nb.params import DRAWN, SETUPS, SUBSETS
 
 __all__ = [
     "CLASSIFIERS",
@@ -26,6 +26,8 @@ __all__ = [
     "SHAPE_MODELS",
     "auc_table",
     "dataset_sizes",
+    "end_to_end_findings",
+    "end_to_end_table",
     "in_order",
     "is_trained",
     "model_pivot",
@@ -72,11 +74,16 @@ def is_trained(model: str) -> bool:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """Names of models, each once: baselines, teacher, setups, variants as they come, splitting."""
+    """Names of models, each once: baselines, teacher, setups, variants as they come, splitting.
+
+    Last, in the same order, those whose photon sum is drawn.
+    """
     found = list(dict.fromkeys(models))
     first = (*UNTRAINED, "teacher", *SETUPS)
-    variants = [model for model in found if model not in (*first, "splitting")]
-    return [model for model in (*first, *variants, "splitting") if model in found]
+    names = dict.fromkeys(model.removesuffix(DRAWN) for model in found)
+    variants = [model for model in names if model not in (*first, "splitting")]
+    order = (*first, *variants, "splitting")
+    return [model for model in (*order, *(f"{name}{DRAWN}" for name in order)) if model in found]
 
 
 def dataset_sizes(subset: str, split: Split) -> pd.DataFrame:
@@ -259,6 +266,36 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
         others = pd.read_csv(lines)
     others["detector"] = "another detector: " + others["detector"]
     return pd.concat([pd.DataFrame(rows, columns=others.columns), others], ignore_index=True)
+
+
+def end_to_end_table(given: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
+    """What it costs that the photon sum is drawn instead of given.
+
+    ``given`` and ``drawn`` are tidy metrics as for :func:`table1`, the models of the second with the
+    suffix ``+N``. Columns subset, model (without it), metric, given, drawn (means) and ratio.
+    """
+    key = ["subset", "model", "metric"]
+    parts = []
+    for name, frame in (("given", given), ("drawn", drawn)):
+        known = frame[frame["metric"].isin(METRICS)]
+        known = known.assign(model=known["model"].str.removesuffix(DRAWN))
+        parts.append(known.groupby(key, sort=False)["value"].mean().rename(name))
+    table = pd.concat([parts[1], parts[0].reindex(parts[1].index)], axis=1).reset_index()
+    table["ratio"] = table["drawn"] / table["given"]
+    return table[[*key, "given", "drawn", "ratio"]]
+
+
+def end_to_end_findings(table: pd.DataFrame) -> str:
+    """What :func:`end_to_end_table` says, in sentences."""
+    said = []
+    for (subset, metric), part in table.groupby(["subset", "metric"], sort=False):
+        best = part.sort_values("drawn").iloc[0]
+        said.append(
+            f"- `{subset}`, **{metric}**: from the particle alone the best is {best['model']} with "
+            f"{best['drawn']:.3g}; that is {best['ratio']:.2f} times what it has where the photon sum "
+            f"is given, of all models {part['ratio'].min():.2f} to {part['ratio'].max():.2f} times."
+        )
+    return "\n".join(said)
 
 
 def _summary(

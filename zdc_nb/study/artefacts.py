@@ -10,10 +10,13 @@ They lie below ``study.artifacts``::
     observed/<subset>/<model>.npz          channels, centre and radius of all its generations
     counterpart/<subset>/<model>.npz       the same of the test part that is simulated beside the
                                            study's own, and its first generation (responses)
+    generator/<subset>/<model>.safetensors a generator: this flow with the models of the photon sum
+                                           and of whether there is light
     checkpoints/<subset>/<model>.*         of a training that is not done yet
 
-where model is ``teacher``, the name of a setup or variant, ``splitting``, or ``baselines``; that of a
-training of another seed than 1 ends in ``-seed2``. Beside each lies ``<name>.json``
+where model is ``teacher``, the name of a setup or variant, ``splitting``, ``photon_sum``, ``signal`` or
+``baselines``; evaluated with the photon sum drawn, too, it ends in ``+N``, and that of a training of
+another seed than 1 in ``-seed2``. Beside each lies ``<name>.json``
 with its SHA-256 and its provenance: the parameters that it depends on, the data's identity, and the
 checksums of the models that it came from (``data.root`` and checkpoints have theirs inside). The
 sidecar is written last: an artefact without it, or whose bytes it does not describe, is not whole.
@@ -28,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zdc_nb.params import Study, Subset, UserError, flow_of_today
+from zdc_nb.params import DRAWN, Study, Subset, UserError, flow_of_today
 from zdc_nb.storage import checksum, write_atomically, write_text
-from zdc_nb.study.stages import Stage, values_of
+from zdc_nb.study.stages import TABLE, Stage, values_of
 
 __all__ = [
     "COUNTERPART_PARTICLES",
@@ -52,6 +55,7 @@ _SUFFIX = {
     "samples": "npz",
     "observed": "npz",
     "counterpart": "npz",
+    "generator": "safetensors",
 }
 
 COUNTERPART_PARTICLES = 100
@@ -79,7 +83,9 @@ def trained_models(study: Study) -> tuple[str, ...]:
 
 def kind_of(model: str) -> str:
     """The kind of stage that makes a model: its own name, or ``student``."""
-    return model if model in ("teacher", "splitting", "baselines") else "student"
+    model = model.removesuffix(DRAWN)
+    alone = ("teacher", "splitting", "photon_sum", "signal", "baselines")
+    return model if model in alone else "student"
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,29 @@ class Artefact:
 
         Raises as :meth:`described` where a model that it comes from is not there.
         """
-        kind = kind_of(self.model)
-        setup = self.model if kind == "student" else None
+        kind, flow = kind_of(self.model), self.model.removesuffix(DRAWN)
+        setup = flow if kind == "student" else None
         values = values_of(self.study, kind, self.subset, setup, self.seed)
         if kind == "student":
-            values["trained_teacher"] = self.of("models", "teacher").described()["sha256"]
+            values["trained_teacher"] = self._checksum_of("teacher")
         if kind != "baselines" and self.kind in _OF_A_TEST_PART:
             needed = {"runs", "classifier_runs", "batch"}
             values["evaluation"] = self.study.evaluation.model_dump(include=needed)
-            values["trained_model"] = self.of("models").described()["sha256"]
+            values["trained_model"] = self._checksum_of(flow)
+        if flow != self.model or self.kind == "generator":
+            values["trained_photon_sum"] = self._checksum_of("photon_sum")
+        if self.kind == "generator":
+            values["trained_model"] = self._checksum_of(flow)
+            if self.study.signal is not None:
+                values["trained_signal"] = self._checksum_of("signal")
         if self.kind == "counterpart":
             values["counterpart"] = [COUNTERPART_PARTICLES, LEAST_REPEATS]
         found: dict[str, Any] = json.loads(json.dumps(values))  # as JSON gives it back: no tuples
         return found
+
+    def _checksum_of(self, model: str) -> str:
+        """Of a trained model of the same subset and seed."""
+        return str(self.of("models", model).described()["sha256"])
 
     def of(self, kind: str, model: str | None = None) -> Artefact:
         """Another artefact of the same subset and seed, and of the same model if not told otherwise."""
@@ -210,19 +226,20 @@ class Artefact:
         return self.path
 
     def _how_to_make(self) -> str:
-        if self.model == "baselines":
-            notebook, keys = "05_baselines", f"-p subset {self.subset}"
+        alone = {row.name: row.notebook for row in TABLE.values()}
+        if self.kind == "generator":
+            notebook, keys = alone["generator"], f"-p subset {self.subset}"
+        elif self.model == "baselines":
+            notebook, keys = "07_baselines", f"-p subset {self.subset}"
         elif self.kind in _OF_A_TEST_PART:
-            notebook = "12_new_particles" if self.kind == "counterpart" else "06_evaluation"
+            notebook = "14_new_particles" if self.kind == "counterpart" else "08_evaluation"
             keys = f"-p subset {self.subset}"
-        elif self.model == "teacher":
-            notebook, keys = "02_teacher_training", f"-p subset {self.subset}"
-        elif self.model == "splitting":
-            notebook, keys = "04_splitting_flow", f"-p subset {self.subset}"
+        elif self.model in alone:
+            notebook, keys = alone[self.model], f"-p subset {self.subset}"
         else:
             notebook = "03_student_distillation"
             keys = f"-p subset {self.subset} -p setup {self.model}"
-        if self.seed != 1 and notebook[:2] in ("02", "03", "04"):
+        if self.seed != 1 and self.kind in ("models", "history"):
             keys += f" -p seed {self.seed}"
         file = f"params/{self.study.name}.yaml"
         return (
@@ -243,9 +260,12 @@ def artefacts_of(stage: Stage) -> list[Artefact]:
         "teacher": ("teacher",),
         "student": (str(stage.setup),),
         "splitting": ("splitting",),
+        "photon_sum": ("photon_sum",),
+        "signal": ("signal",),
         "baselines": ("baselines",),
         "evaluation": trained_models(stage.study),
         "new_particles": trained_models(stage.study),
+        "generator": (stage.study.generator_model,),
     }[stage.row.name]
     kinds = stage.row.artefacts
     seeds = (
@@ -255,12 +275,22 @@ def artefacts_of(stage: Stage) -> list[Artefact]:
         if stage.seed is None
         else (stage.seed,)
     )
-    return [
+    if stage.row.name == "generator":
+        seeds = stage.study.seeds[:1]
+    found = [
         Artefact(stage.study, kind, subset, model, seed)
         for seed in seeds
         for model in models
         for kind in kinds
     ]
+    if stage.row.name == "evaluation":
+        found += [
+            Artefact(stage.study, kind, subset, model, seed)
+            for seed in seeds
+            for model in stage.study.end_to_end_models
+            for kind in ("evaluation", "observed")
+        ]
+    return found
 
 
 def is_current(stage: Stage) -> bool:

@@ -114,7 +114,7 @@ def changes_samples(changes: Changes, count: int) -> Figure:
         if "reference" in change.model:
             continue
         study = load_study(change.study)
-        session = Session(find_stage(study, "06_evaluation", subset=changes.subset), reads=True)
+        session = Session(find_stage(study, "08_evaluation", subset=changes.subset), reads=True)
         test = session.test_events
         if first is None:
             first, examples = test, choose_examples(test, count)

@@ -72,7 +72,7 @@ def open_table(claim: Claim) -> pd.DataFrame:
 def _of_study(study: Study, label: str) -> pd.DataFrame:
     if "bs" not in study.setups:
         raise ParameterError(f"setups: {study.name} has no 'bs' to compare with")
-    session = Session(find_stage(study, "07_ablations"), reads=True)
+    session = Session(find_stage(study, "09_ablations"), reads=True)
     without = _without_physics(study)
     starts = {name: _start(study, name) for name in study.students}
     parts = []

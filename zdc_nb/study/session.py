@@ -28,7 +28,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from zdc_nb.data.events import Events, Split
+from zdc_nb.data.events import Conditions, Events, Split, Trials
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import (
     Closure,
@@ -50,8 +50,10 @@ from zdc_nb.evaluation.classifier import FEWEST_PAIRS, two_sample_test
 from zdc_nb.evaluation.comparison import Resampled, errors_by_particle
 from zdc_nb.evaluation.conclusions import as_list
 from zdc_nb.evaluation.figures import choose_examples
-from zdc_nb.evaluation.metrics import Observed, has_repeats, observe
+from zdc_nb.evaluation.metrics import Observed, compare, has_repeats, observe
 from zdc_nb.evaluation.nearest import nearest_particle
+from zdc_nb.evaluation.photon_sum import draw_sums, light_table
+from zdc_nb.generator.generator import Domain, Generator
 from zdc_nb.generator.likelihood import (
     binomial_nats,
     density_nats,
@@ -59,9 +61,16 @@ from zdc_nb.generator.likelihood import (
     has_nats,
     nats_of,
 )
+from zdc_nb.generator.particle_models import (
+    PhotonSumModel,
+    SignalModel,
+    load_particle_model,
+    save_no_signal,
+    save_particle_model,
+)
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
-from zdc_nb.params import ParameterError, Subset, UserError, derive_seed, load_study
+from zdc_nb.params import DRAWN, ParameterError, Subset, UserError, derive_seed, load_study
 from zdc_nb.storage import exclusive, write_csv, write_text
 from zdc_nb.study import runs
 from zdc_nb.study.artefacts import (
@@ -74,11 +83,17 @@ from zdc_nb.study.artefacts import (
     trained_models,
 )
 from zdc_nb.study.counterpart import ParticlePart, particle_parts
-from zdc_nb.study.dataset import data_report, study_events, study_split
+from zdc_nb.study.dataset import data_report, study_events, study_split, study_trials
 from zdc_nb.study.stages import TABLE, Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
-from zdc_nb.training.trainers import distil_student, train_splitting, train_teacher
+from zdc_nb.training.trainers import (
+    distil_student,
+    train_photon_sum,
+    train_signal,
+    train_splitting,
+    train_teacher,
+)
 
 __all__ = ["Answers", "Session", "open_stage"]
 
@@ -87,6 +102,9 @@ _GENERATIONS = 2
 
 _DRAWS = 400
 """Of resampled particles, for their intervals."""
+
+
+_NO_METRICS = pd.DataFrame(columns=["subset", "model", "metric", "run", "value", "seed"])
 
 
 class Answers(NamedTuple):
@@ -249,12 +267,32 @@ class Session:
         A training that was stopped goes on from its checkpoint. An older model stays until the
         new one is whole.
         """
+        return self._train_stage(save_surrogate)
+
+    def train_photon_sum(self) -> tuple[PhotonSumModel, pd.DataFrame]:
+        """The same of the photon sum."""
+        return self._train_stage(save_particle_model)
+
+    def train_signal(self) -> tuple[SignalModel | None, pd.DataFrame]:
+        """The same of whether there is light; None where the data hold lit responses only."""
+
+        def save(model: SignalModel | None, path: Path) -> None:
+            if model is None:
+                save_no_signal(path)
+            else:
+                save_particle_model(model, path)
+
+        return self._train_stage(save)
+
+    def _train_stage(self, save: Callable[[Any, Path], None]) -> tuple[Any, pd.DataFrame]:
         row = self.stage.row.name
-        trained = self._trained(self.setup or row, self.retrain)
+        trained = self._trained(self.setup or row, self.retrain, save)
         self.retrain = False
         return trained
 
-    def _trained(self, model: str, retrain: bool) -> tuple[Surrogate, pd.DataFrame]:
+    def _trained(
+        self, model: str, retrain: bool, save: Callable[[Any, Path], None] = save_surrogate
+    ) -> tuple[Any, pd.DataFrame]:
         if kind_of(model) == "student":
             self._require_teacher()
         found = self._artefact("models", self.subset, model, self.seed)
@@ -263,7 +301,7 @@ class Session:
         with exclusive(path.with_suffix(".lock"), f"the training of {curves}"):
             if not retrain and self._is_there(found):
                 print(f"loaded {found.path}: trained with these parameters and data", flush=True)
-                return self.model(model, seed=self.seed), self.history(model, seed=self.seed)
+                return self._load(found), self.history(model, seed=self.seed)
             self._begin()
             checkpoint = Checkpoint(path, found.provenance, self.study.checkpoint_seconds)
             checkpoint.prepare()
@@ -277,31 +315,50 @@ class Session:
                 if self._record:
                     self._record.stop(str(stopped))
                 raise
-            surrogate, history = trained
+            made, history = trained
             with found.of("history").write() as temporary:
                 history.to_csv(temporary, index=False)
             seconds = history.attrs["training_seconds"]
             with found.write(training_seconds=seconds) as temporary:
-                save_surrogate(surrogate, temporary)
+                save(made, temporary)
             checkpoint.remove()
         return trained
 
     def _train(
         self, model: str, checkpoint: Checkpoint, track: Callable[[int], Tracker]
-    ) -> tuple[Surrogate, pd.DataFrame]:
-        train, validation = self.train_events, self.validation_events
-        rest = (train, validation, self.study, self.subset)
-        alone = {"teacher": train_teacher, "splitting": train_splitting}
+    ) -> tuple[Any, pd.DataFrame]:
         options: dict[str, Any] = {
             "progress": True,
             "checkpoint": checkpoint,
             "track": track,
             "training": self.seed,
         }
+        if model == "signal":
+            return self._train_signal(options)
+        rest = (self.train_events, self.validation_events, self.study, self.subset)
+        alone: dict[str, Callable[..., tuple[Any, pd.DataFrame]]] = {
+            "teacher": train_teacher,
+            "splitting": train_splitting,
+            "photon_sum": train_photon_sum,
+        }
         if model in alone:
             return alone[model](*rest, **options)
         teacher = self.model("teacher", seed=self.seed)
         return distil_student(teacher, *rest, self.study.check_student(model), **options)
+
+    def _train_signal(self, options: dict[str, Any]) -> tuple[SignalModel | None, pd.DataFrame]:
+        parts = self.trials
+        if parts is None:
+            nothing = pd.DataFrame(columns=["epoch", "step", "split", "term", "value"])
+            nothing.attrs["training_seconds"] = 0.0
+            return None, nothing
+        detector = self.events.detector
+        return train_signal(parts[0], parts[1], self.study, self.subset, detector, **options)
+
+    @cached_property
+    def trials(self) -> tuple[Trials, Trials, Trials] | None:
+        """How often particles sent light, to train, validate and test; None where nobody knows."""
+        return study_trials(self.study, self.subset)
 
     def _require_teacher(self) -> None:
         """Train the teacher if there is none yet; one of other parameters is refused."""
@@ -333,8 +390,50 @@ class Session:
 
     def model(self, name: str, subset: str | None = None, seed: int | None = None) -> Surrogate:
         """A trained model; refused by name where it is not whole or of other parameters."""
-        path = self._artefact("models", subset or self.subset, name, seed).check()
-        return load_surrogate(path, choose_device(self.study.device))
+        found = self._artefact("models", subset or self.subset, name, seed)
+        surrogate = self._load(found)
+        assert isinstance(surrogate, Surrogate)
+        return surrogate
+
+    def _load(self, found: Artefact) -> Surrogate | PhotonSumModel | SignalModel | None:
+        if found.model in ("photon_sum", "signal"):
+            return load_particle_model(found.check())
+        return load_surrogate(found.check(), choose_device(self.study.device))
+
+    def photon_sum_model(self, seed: int | None = None) -> PhotonSumModel:
+        """The trained model of the photon sum of the stage's data set."""
+        model = self._load(self._artefact("models", self.subset, "photon_sum", seed))
+        assert isinstance(model, PhotonSumModel)
+        return model
+
+    def signal_model(self, seed: int | None = None) -> SignalModel | None:
+        """The trained model of whether there is light; None where the study has none."""
+        if self.study.signal is None:
+            return None
+        model = self._load(self._artefact("models", self.subset, "signal", seed))
+        assert model is None or isinstance(model, SignalModel)
+        return model
+
+    def generator(self) -> Generator:
+        """The generator of the stage's data set: made and kept, or loaded where it matches."""
+        found = self._artefact("generator", self.subset, self.study.generator_model)
+        try:
+            return Generator.load(found.check(), self.device)
+        except (ArtefactError, MissingArtefactError):
+            self._begin()
+        surrogate = self.model(self.study.generator_model)
+        learned = [self.train_events.features]
+        if self.study.signal is not None and self.trials is not None:
+            learned.append(self.trials[0].features)
+        detector = self.events.detector
+        vertex = surrogate.scaler.mean[1:4]
+        domain = Domain.of(np.concatenate(learned), vertex, detector)
+        generator = Generator(
+            surrogate, self.photon_sum_model(), self.signal_model(), domain, detector
+        )
+        with found.write() as temporary:
+            generator.write(temporary)
+        return generator
 
     def history(
         self, name: str, subset: str | None = None, seed: int | None = None
@@ -345,6 +444,37 @@ class Session:
     def training_seconds(self, name: str, subset: str | None = None) -> float | None:
         """How long a training took, all its attempts together; None where it was not kept."""
         return self._artefact("models", subset or self.subset, name).fact("training_seconds")
+
+    @property
+    def generator_file(self) -> Path:
+        """Where :meth:`generator` is kept."""
+        return self._artefact("generator", self.subset, self.study.generator_model).path
+
+    @property
+    def onnx_folder(self) -> Path:
+        """Where :meth:`export_onnx` writes."""
+        return self.study.artifacts / "onnx" / self.subset
+
+    def export_onnx(self, generator: Generator) -> list[Path]:
+        """Write the generator as O2 loads it; the paths."""
+        # slow to import, and one stage of many needs it
+        from zdc_nb.generator.onnx_export import export_onnx  # noqa: PLC0415
+
+        return export_onnx(generator, self.onnx_folder)
+
+    def light_by_species(self, generator: Generator) -> pd.DataFrame:
+        """How much light particles send in all; see :func:`~zdc_nb.evaluation.photon_sum.light_table`.
+
+        No rows where nobody knows how often a particle was dark.
+        """
+        trials = None if self.study.signal is None else self.trials
+        if trials is None:
+            return pd.DataFrame()
+        test, runs = trials[2], 20
+        seed = derive_seed(self.study.seed, "light", self.subset)
+        uniform = np.random.default_rng(seed).random((runs, len(test), 3))
+        drawn = np.stack([generator.photon_sums(test.features, run) for run in uniform])
+        return light_table(test, self.events, drawn)
 
     # --- evaluation ---
 
@@ -439,6 +569,58 @@ class Session:
         log_metrics(self.study, _curves(found), logged)
         return metrics
 
+    def evaluate_end_to_end(self) -> pd.DataFrame:
+        """Metrics where photon sums are drawn, too, instead of given, of the models that the study names.
+
+        As :meth:`evaluate`, of models with the suffix ``+N``; without classifiers, distances and
+        likelihoods. No rows where the study has no photon-sum model.
+        """
+        parts = [
+            self._evaluated_end_to_end(name.removesuffix(DRAWN), seed).assign(seed=seed)
+            for name in self.study.end_to_end_models
+            for seed in self.study.seeds
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else _NO_METRICS
+
+    def _evaluated_end_to_end(self, name: str, training: int) -> pd.DataFrame:
+        found = self._artefact("evaluation", self.subset, name + DRAWN, training)
+        kept = found.of("observed")
+        try:
+            kept.check()
+            return pd.read_csv(found.check())
+        except (ArtefactError, MissingArtefactError):
+            self._begin()
+        surrogate, test = self.model(name, seed=training), self.test_events
+        drawn = self.drawn_sums(training)
+        before = observe(test.responses, test.detector)
+        seen, rows = [], []
+        for run, sums in enumerate(drawn):
+            # the same seeds as where the sum is given
+            seed = derive_seed(self.study.seed, "generation", self.subset, run)
+            asked = Conditions(test.features, sums, test.detector)
+            generated = surrogate.generate(asked, seed, self.study.evaluation.batch, progress=True)
+            seen.append(observe(generated, test.detector))
+            rows += [
+                (self.subset, found.model, metric, run, value)
+                for metric, value in compare(before, seen[-1], test).items()
+            ]
+        metrics = pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
+        with kept.write() as temporary:
+            channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
+            np.savez_compressed(
+                temporary, channels=channels.astype(np.uint16), centre=centre, radius=radius
+            )
+        with found.write() as temporary:
+            metrics.to_csv(temporary, index=False)
+        return metrics
+
+    def drawn_sums(self, training: int | None = None) -> NDArray[np.int64]:
+        """(runs, N) photon sums drawn for the test part, as often as it is generated."""
+        test = self.test_events
+        distribution = self.photon_sum_model(training).distribution(test.features, test.detector)
+        seed = derive_seed(self.study.seed, "drawn sums", self.subset)
+        return draw_sums(distribution, seed, self.study.evaluation.runs)
+
     def _likelihoods(self, surrogate: Surrogate, name: str, training: int) -> dict[str, float]:
         """``nats``, ``density`` and ``KL``, as far as a model has them."""
         test, batch = self.test_events, self.study.evaluation.batch
@@ -496,6 +678,16 @@ class Session:
             for seed in self.study.seeds
         ]
         return pd.concat(parts, ignore_index=True)
+
+    def all_end_to_end(self) -> pd.DataFrame:
+        """The same where the photon sum was drawn, too; no rows without a model of it."""
+        parts = [
+            self.metrics(model, subset, seed).assign(seed=seed)
+            for subset in self.study.subsets
+            for model in self.study.end_to_end_models
+            for seed in self.study.seeds
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else _NO_METRICS
 
     def all_baselines(self) -> pd.DataFrame:
         """Metrics of the baselines on every data set of the study."""
@@ -723,8 +915,9 @@ class Session:
         return save_figure(figure, self.study.reports / "figures" / f"{stem}.png")
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Save a table as ``tables/<name>.csv``; returns it."""
-        write_csv(table, self.study.reports / "tables" / f"{name}.csv")
+        """Save a table as ``tables/<name>-<subset>-<setup>.csv``; returns it."""
+        stem = "-".join((name, *self.stage.suffixes))
+        write_csv(table, self.study.reports / "tables" / f"{stem}.csv")
         return table
 
     def finish(self, **facts: JsonValue) -> None:

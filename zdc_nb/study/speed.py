@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from zdc_nb.data.events import Events
+from zdc_nb.data.events import Conditions, Events
 from zdc_nb.evaluation.conclusions import as_list
+from zdc_nb.generator.generator import OWN_NUMBERS, Generator
+from zdc_nb.generator.random_numbers import uniforms_from_seed
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import (
     OtherLoad,
@@ -28,8 +31,10 @@ __all__ = [
     "Sampler",
     "busy_warning",
     "engine_findings",
+    "generator_findings",
     "speed_findings",
     "speed_ratio",
+    "time_generator",
     "time_models",
     "time_sampling",
     "time_training",
@@ -184,6 +189,52 @@ def time_models(stage: Session) -> pd.DataFrame:
                 taken = 1000 * time_call(partial(generate, model), stage.device) / TIMED_BATCH
                 rows.append((subset, name, "ms_per_sample", run, taken))
     return pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
+
+
+def time_generator(stage: Session, generator: Generator) -> pd.DataFrame:
+    """How long the generator takes from particles to photons, beside its flow alone.
+
+    As :func:`time_sampling`: at batch 256 and 1 the models ``flow`` (told the photon sum),
+    ``generator`` and, on a CPU, ``ONNX`` (the exported graph, as many threads as torch has).
+    Particles are those of the test part, in turn; signal is not drawn, so that all of them send light.
+    """
+    # slow to import, and one stage of many needs it
+    from zdc_nb.generator.onnx_session import o2_inputs, open_onnx  # noqa: PLC0415
+
+    test, study = stage.test_events, stage.study
+    lit = replace(generator, signal=None)
+    flow = generator.surrogate
+    graph = open_onnx(stage.onnx_folder / "neutron.onnx", torch.get_num_threads())
+    inputs = o2_inputs(generator, test.features, study.seed)
+    uniform = uniforms_from_seed(study.seed, 0, TIMED_BATCH, OWN_NUMBERS + flow.latents)
+    sums = lit.photon_sums(test.features[:TIMED_BATCH], uniform[: len(test)])
+
+    def alone(batch: int) -> object:
+        rows = np.arange(batch) % min(len(test), TIMED_BATCH)
+        asked = Conditions(test.features[rows], sums[rows], test.detector)
+        return flow.generate(asked, study.seed, batch)
+
+    def whole(batch: int) -> object:
+        return lit.sample(test[np.arange(batch) % min(len(test), TIMED_BATCH)], study.seed, batch)
+
+    def exported(batch: int) -> object:
+        return graph(*(part[np.arange(batch) % len(part)] for part in inputs))
+
+    models = {"flow": alone, "generator": whole, "ONNX": exported}
+    return time_sampling(models, [1, TIMED_BATCH], study.speed.runs, stage.device)
+
+
+def generator_findings(times: pd.DataFrame) -> str:
+    """What :func:`time_generator` says, in sentences."""
+    table = times.pivot(index="batch", columns="model", values="ms_per_sample")
+    said = [
+        f"At batch {batch} the generator takes {row['generator']:.3g} ms for a response, "
+        f"{row['generator'] / row['flow']:.2f} times its flow alone; the ONNX graph {row['ONNX']:.3g} ms, "
+        f"{row['ONNX'] / row['generator']:.2f} times the generator."
+        for batch, row in table.sort_index(ascending=False).iterrows()
+    ]
+    warning = busy_warning(times)
+    return " ".join(said if warning is None else [*said, warning])
 
 
 def _training_steps(stage: Session) -> dict[str, Callable[[int], object]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -27,6 +27,8 @@ SECTIONS_BY_SUBSET = (
     ("teacher", "epochs"),
     ("student", "epochs"),
     ("splitting", "epochs"),
+    ("photon_sum", "epochs"),
+    ("signal", "epochs"),
 )
 """Parameters that may be given for each subset: a stage depends on those of its own."""
 
@@ -119,9 +121,27 @@ TABLE: dict[str, Row] = {
             on_gpu=True,
         ),
         Row(
+            "photon_sum",
+            "training on photon sums",
+            "05_photon_sum",
+            keys=("subset", "seed"),
+            needs=("data",),
+            depends_on=("photon_sum",),
+            artefacts=("models", "history"),
+        ),
+        Row(
+            "signal",
+            "training on whether there is light",
+            "06_signal",
+            keys=("subset", "seed"),
+            needs=("data",),
+            depends_on=("signal",),
+            artefacts=("models", "history"),
+        ),
+        Row(
             "baselines",
             "baselines, which need no training",
-            "05_baselines",
+            "07_baselines",
             keys=("subset",),
             needs=("data",),
             depends_on=("evaluation.runs", "evaluation.classifier_runs"),
@@ -130,9 +150,9 @@ TABLE: dict[str, Row] = {
         Row(
             "evaluation",
             "evaluation of all models",
-            "06_evaluation",
+            "08_evaluation",
             keys=("subset",),
-            needs=("baselines", "teacher", "student", "splitting"),
+            needs=("baselines", "teacher", "student", "splitting", "photon_sum"),
             depends_on=("evaluation.runs", "evaluation.classifier_runs", "evaluation.batch"),
             shows=("evaluation.figure_particles", "setups", "variants", "seeds"),
             artefacts=("evaluation", "samples", "observed"),
@@ -141,7 +161,7 @@ TABLE: dict[str, Row] = {
         Row(
             "ablations",
             "ablations (Table 1)",
-            "07_ablations",
+            "09_ablations",
             needs=("evaluation",),
             shows=("subsets", "setups", "variants", "seeds"),
             tables=(
@@ -156,7 +176,7 @@ TABLE: dict[str, Row] = {
         Row(
             "shower_shapes",
             "shower shapes (Table 2)",
-            "08_shower_shapes",
+            "10_shower_shapes",
             needs=("evaluation",),
             shows=("subsets", "setups", "variants", "seeds", "evaluation.figure_particles"),
             tables=("table2",),
@@ -164,7 +184,7 @@ TABLE: dict[str, Row] = {
         Row(
             "speed",
             "speed, alone on all cores",
-            "09_speed",
+            "11_speed",
             needs=("teacher", "student", "splitting"),
             depends_on=("speed",),
             shows=("subsets", "setups", "variants", "seeds"),
@@ -175,7 +195,7 @@ TABLE: dict[str, Row] = {
         Row(
             "models",
             "all models beside each other",
-            "10_models",
+            "12_models",
             needs=("evaluation", "speed"),
             shows=("subsets", "setups", "variants", "seeds"),
             tables=("models",),
@@ -183,7 +203,7 @@ TABLE: dict[str, Row] = {
         Row(
             "closure",
             "where a model fails",
-            "11_closure",
+            "13_closure",
             keys=("model",),
             needs=("evaluation", "ablations"),
             shows=("subsets", "setups", "variants", "seeds"),
@@ -191,12 +211,21 @@ TABLE: dict[str, Row] = {
         Row(
             "new_particles",
             "new particles beside those learned from",
-            "12_new_particles",
+            "14_new_particles",
             keys=("subset",),
             needs=("evaluation",),
             shows=("setups", "variants", "seeds"),
             artefacts=("counterpart",),
+            tables=("new_particles",),
             on_gpu=True,
+        ),
+        Row(
+            "generator",
+            "the generator, and its export",
+            "15_generator",
+            keys=("subset",),
+            needs=("evaluation", "signal"),
+            artefacts=("generator",),
         ),
     )
 }
@@ -285,7 +314,8 @@ class Stage:
     @property
     def tables(self) -> list[Path]:
         """The tables that it leaves."""
-        return [self.study.reports / "tables" / f"{name}.csv" for name in self.row.tables]
+        stems = ["-".join((name, *self.suffixes)) for name in self.row.tables]
+        return [self.study.reports / "tables" / f"{stem}.csv" for stem in stems]
 
 
 def values_of(
@@ -325,10 +355,25 @@ def stages_of(study: Study) -> list[Stage]:
     return [stage for row in TABLE.values() for stage in _stages(study, row)]
 
 
+_SECTION_OF = {
+    "splitting": "splitting",
+    "photon_sum": "photon_sum",
+    "signal": "signal",
+    "generator": "photon_sum",
+}
+"""Rows that are left out where a section of the study is null."""
+
+
+_OF_ONE_SUBSET = ("signal", "generator")
+"""Rows with a stage for the data set of ``speed`` alone; by hand they run for any."""
+
+
 def _stages(study: Study, row: Row) -> Iterator[Stage]:
-    if row.name == "splitting" and study.splitting is None:
+    if row.name in _SECTION_OF and getattr(study, _SECTION_OF[row.name]) is None:
         return
-    subsets = study.subsets if "subset" in row.keys else (None,)
+    subsets: Sequence[Subset | None] = study.subsets if "subset" in row.keys else (None,)
+    if row.name in _OF_ONE_SUBSET:
+        subsets = (study.speed.subset,)
     setups = study.students if "setup" in row.keys else (None,)
     seeds = study.seeds if "seed" in row.keys else (None,)
     models = study.trained_models if "model" in row.keys else (None,)
