@@ -166,11 +166,17 @@ def test_end_to_end_stands_beside_what_is_given():
     import pandas as pd  # noqa: PLC0415
 
     columns = ["subset", "model", "metric", "run", "value"]
-    given = pd.DataFrame([("n", "bs", "WS", run, 2.0) for run in range(2)], columns=columns)
+    models = (("bs", 2.0), ("reference", 3.0), ("reference+sum", 1.5))
+    rows = [("n", name, "WS", run, value) for name, value in models for run in range(2)]
+    given = pd.DataFrame(rows, columns=columns)
     drawn = pd.DataFrame([("n", "bs+N", "WS", run, 3.0) for run in range(2)], columns=columns)
     table = end_to_end_table(given, drawn)
-    assert table.iloc[0].tolist() == ["n", "bs", "WS", 2.0, 3.0, 1.5]
-    assert "1.50 times" in end_to_end_findings(table)
+    assert table.iloc[0].tolist() == ["n", "bs", "WS", 2.0, 3.0, 1.5, 3.0, 2.0]
+    text = end_to_end_findings(table)
+    assert "with 3, 1.50 times" in text
+    assert "New simulations of the same particles have 3, 2.00 times" in text
+    alone = end_to_end_table(given[given.model == "bs"], drawn)
+    assert "New simulations" not in end_to_end_findings(alone)
     assert in_order(["splitting+N", "bs", "splitting", "bs+N", "other", "teacher"]) == [
         "teacher",
         "bs",

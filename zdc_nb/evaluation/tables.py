@@ -271,18 +271,30 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
 def end_to_end_table(given: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """What it costs that the photon sum is drawn instead of given.
 
-    ``given`` and ``drawn`` are tidy metrics as for :func:`table1`, the models of the second with the
-    suffix ``+N``. Columns subset, model (without it), metric, given, drawn (means) and ratio.
+    Parameters
+    ----------
+    given
+        tidy metrics as for :func:`table1`, of models and baselines.
+    drawn
+        the same of models with the suffix ``+N``.
+
+    Returns
+    -------
+    Columns subset, model (without the suffix), metric; given and drawn, means; ratio of these; floor
+    and floor_ratio, the same of new simulations: ``reference``, and over ``reference+sum``, which is
+    paired by the photon sum. Empty where ``given`` has no such baselines.
     """
     key = ["subset", "model", "metric"]
-    parts = []
-    for name, frame in (("given", given), ("drawn", drawn)):
-        known = frame[frame["metric"].isin(METRICS)]
-        known = known.assign(model=known["model"].str.removesuffix(DRAWN))
-        parts.append(known.groupby(key, sort=False)["value"].mean().rename(name))
-    table = pd.concat([parts[1], parts[0].reindex(parts[1].index)], axis=1).reset_index()
-    table["ratio"] = table["drawn"] / table["given"]
-    return table[[*key, "given", "drawn", "ratio"]]
+    known = given[given["metric"].isin(METRICS)].groupby(key)["value"].mean()
+    mine = drawn[drawn["metric"].isin(METRICS)]
+    mine = mine.assign(model=mine["model"].str.removesuffix(DRAWN))
+    rows = []
+    for (subset, model, metric), value in mine.groupby(key, sort=False)["value"].mean().items():
+        told = known[subset, model, metric]
+        floor, paired = (known.get((subset, name, metric), np.nan) for name in RESIMULATED)
+        rows.append((subset, model, metric, told, value, value / told, floor, floor / paired))
+    columns = ["given", "drawn", "ratio", "floor", "floor_ratio"]
+    return pd.DataFrame(rows, columns=[*key, *columns])
 
 
 def end_to_end_findings(table: pd.DataFrame) -> str:
@@ -290,11 +302,16 @@ def end_to_end_findings(table: pd.DataFrame) -> str:
     said = []
     for (subset, metric), part in table.groupby(["subset", "metric"], sort=False):
         best = part.sort_values("drawn").iloc[0]
-        said.append(
+        text = (
             f"- `{subset}`, **{metric}**: from the particle alone the best is {best['model']} with "
-            f"{best['drawn']:.3g}; that is {best['ratio']:.2f} times what it has where the photon sum "
-            f"is given, of all models {part['ratio'].min():.2f} to {part['ratio'].max():.2f} times."
+            f"{best['drawn']:.3g}, {best['ratio']:.2f} times what it has where the photon sum is given"
         )
+        if np.isfinite(best["floor"]):
+            text += (
+                f". New simulations of the same particles have {best['floor']:.3g}, "
+                f"{best['floor_ratio']:.2f} times what they have when paired by the sum"
+            )
+        said.append(text + ".")
     return "\n".join(said)
 
 
