@@ -282,5 +282,17 @@ def test_the_command_refuses_in_one_line(generator, particles, tmp_path, capsys)
     assert "--particles" in capsys.readouterr().out
 
 
+def test_the_command_exports_for_o2(generator, tmp_path, capsys):
+    model, folder = tmp_path / "g.safetensors", tmp_path / "o2"
+    generator.save(model)
+    assert main(["export-onnx", "--model", str(model), "--out", str(folder)]) == 0
+    names = {"neutron.onnx", "classifier.onnx", "neutron_scales.txt", "classifier_scales.txt"}
+    assert {path.name for path in folder.iterdir()} == names | {"settings.txt"}
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+    assert main(["export-onnx", "--model", str(tmp_path), "--out", str(folder)]) == 2
+    assert "zdc-nb: " in capsys.readouterr().err
+
+
 def test_particles_without_codes_get_their_nearest_species(particles):
     assert len(particles_of(particles)) == len(particles)

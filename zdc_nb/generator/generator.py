@@ -349,18 +349,12 @@ class Generator:
 
 def _in_batches(parts: Iterable[Events], batch: int) -> Iterator[Events]:
     """The particles of all parts, ``batch`` at a time, the last fewer."""
-    waiting: list[Events] = []
+    rest: Events | None = None
     for part in parts:
-        waiting.append(part)
-        while sum(map(len, waiting)) >= batch:
-            together = _join(waiting)
-            yield together[:batch]
-            waiting = [together[batch:]]
-    together = _join(waiting)
-    if len(together):
-        yield together
-
-
-def _join(parts: list[Events]) -> Events:
-    parts = [part for part in parts if len(part)] or parts[:1]
-    return parts[0] if len(parts) == 1 else Events.join(parts)
+        together = Events.join([rest, part]) if rest is not None and len(rest) else part
+        whole = len(together) // batch * batch
+        for start in range(0, whole, batch):
+            yield together[start : start + batch]
+        rest = together[whole:]
+    if rest is not None and len(rest):
+        yield rest
