@@ -36,9 +36,12 @@ from zdc_nb.generator.encoding import ConditionScaler, flow_dim
 from zdc_nb.generator.generator import Domain, Generator, ParticleError
 from zdc_nb.generator.onnx_export import (
     ExportError,
+    Images,
     as_logarithms,
+    classifier_model,
     export_onnx,
     pixel_fibres,
+    scales_of,
 )
 from zdc_nb.generator.onnx_flows import sample_splitting
 from zdc_nb.generator.particle_models import PhotonSumModel, SignalModel
@@ -80,6 +83,15 @@ def in_our_units(
     raw = scaled * scales.astype(np.float64) + means.astype(np.float64)
     features: NDArray[np.float64] = raw / UNITS
     return features
+
+
+def facing(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From ALICE's frame, x to the left when looking to side A, to x to the right of every face."""
+    seen = features.copy()
+    side_a = features[:, FEATURES.index("pz")] > 0
+    for name in ("vx", "px"):
+        seen[side_a, FEATURES.index(name)] *= -1
+    return seen
 
 
 def make_flow(hidden: int = 16, context: int = 16, spread: float = 0.15) -> SplittingFlow:
@@ -168,7 +180,7 @@ class Asked:
         self.noise = np.random.default_rng(seed).standard_normal((count, 10)).astype(np.float32)
         means, scales = read_scales(folder / "neutron_scales.txt")
         self.scaled = (self.raw - means) / scales
-        self.features = in_our_units(self.raw, means, scales)
+        self.features = facing(in_our_units(self.raw, means, scales))
         self.uniform = uniforms_from_normals(self.noise, 3 + generator.latents)
         self.expected = generator.from_uniform(self.features, self.uniform.astype(np.float64))
 
@@ -638,3 +650,32 @@ def test_students(coordinates: str, bound: float, generator: Generator, tmp_path
     assert (expected.any(axis=(1, 2)) == photons.any(axis=(1, 2))).all()
     assert (photons == expected).all(axis=(1, 2)).mean() >= 0.98
     assert np.abs(photons - expected).sum() <= 1e-3 * expected.sum()
+
+
+@pytest.mark.parametrize(("images", "on_side_a"), [("face", False), ("dump", True)])
+def test_x_is_to_the_right_of_the_face_on_either_side(
+    generator: Generator, images: Images, on_side_a: bool
+) -> None:
+    """A signal that sees only whether a particle arrives at the right: on side A, ALICE's left."""
+    assert generator.signal is not None
+    particle = generator.signal.scaler
+    network = SignalNetwork(len(particle.mean), [])
+    first = network.layers[0]
+    assert isinstance(first, torch.nn.Linear)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.weight[0, 9] = 1000.0  # the slope along x
+        first.bias.fill_(1000.0 * float(particle.mean[9] / particle.std[9]))
+    seeing = replace(generator, signal=SignalModel(network, [], particle))
+    features = some_particles(60, 3)
+    px, pz = (features[:, FEATURES.index(name)] for name in ("px", "pz"))
+    means, scales = scales_of(seeing)
+    scaled = (in_o2_units(features) - means) / scales
+    model = classifier_model(seeing, 0.5, images)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"particle": scaled})
+    far = np.abs(px) > 0.1
+    expected = np.where(pz > 0, (px > 0) == on_side_a, px > 0)
+    np.testing.assert_array_equal(found[far, 0] == 1, expected[far])

@@ -244,6 +244,16 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     }
 
 
+def test_a_generator_with_a_classifier_is_not_one_without(
+    own_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_copy)
+    study = load_study("params/smoke.yaml")
+    assert Artefact(study, "generator", "all", "splitting").changes() == []
+    without = study.model_copy(update={"signal": None})
+    assert Artefact(without, "generator", "all", "splitting").changes() == ["trained_signal"]
+
+
 def test_marks_of_stages_that_run_again_are_never_the_same_twice(
     own_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         help=".csv or .root with columns energy, px, py, pz (GeV), vx, vy, vz (m), mass (MeV), charge "
-        "(e) and optionally pdg; or .npz of one array of these in the order energy, vx, vy, vz, px, py, "
+        "(e) and optionally pdg (without it, mass and charge tell the species that is written beside a "
+        "response); or .npz of one array of these in the order energy, vx, vy, vz, px, py, "
         "pz, mass, charge",
     )
     generate.add_argument("--out", type=Path, required=True, help="responses, .root")
@@ -98,13 +99,17 @@ def _generate(given: argparse.Namespace) -> None:
     from zdc_nb.data.particles import count_particles, read_particles  # noqa: PLC0415
     from zdc_nb.data.root import write_root  # noqa: PLC0415
     from zdc_nb.generator.generator import Generator  # noqa: PLC0415
+    from zdc_nb.generator.surrogate import DivergenceError  # noqa: PLC0415
     from zdc_nb.hardware import choose_device  # noqa: PLC0415
 
     if given.out.suffix != ".root":
         _refuse(f"--out: expected a .root file, got {given.out}")
     if given.out.resolve() == given.particles.resolve():
         _refuse(f"--out: {given.out} is the file of particles")
-    choose_device(given.device)
+    try:
+        choose_device(given.device)
+    except RuntimeError as error:
+        _refuse(f"--device: {error}")
     generator = Generator.load(given.model, given.device)
     total = count_particles(given.particles)
     particles = read_particles(given.particles, generator.detector)
@@ -119,7 +124,10 @@ def _generate(given: argparse.Namespace) -> None:
                 some.pdg, some.features, responses, some.particle, generator.detector
             )
 
-    write_root(_together(events()), given.out)
+    try:
+        write_root(_together(events()), given.out)
+    except DivergenceError as error:
+        _refuse(f"{given.model}: {error}")
     print(f"{given.out}: {written} responses")
 
 

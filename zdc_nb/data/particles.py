@@ -59,9 +59,17 @@ def particles_of(
 
     def column(wanted: str) -> NDArray[Any]:
         values = np.asarray(particles[wanted])
-        if values.dtype.kind not in "iuf":
-            raise EventFileError(f"{path}: column {wanted}: expected numbers, got {values.dtype}")
-        return values.astype(np.float64)
+        if values.dtype.kind in "iuf":
+            return values.astype(np.float64)
+        numbers = np.asarray(pd.to_numeric(pd.Series(values), errors="coerce"), np.float64)
+        bad = np.isnan(numbers) & ~pd.isna(values)
+        if bad.any():
+            k = int(bad.argmax())
+            raise EventFileError(
+                f"{path}: row {start + k} (counted from 0): expected a number in column {wanted}, "
+                f"found {values[k]!r}"
+            )
+        return numbers
 
     features = np.column_stack([column(wanted) for wanted in FEATURES])
     pdg = column("pdg") if "pdg" in names else None
@@ -96,6 +104,8 @@ def read_particles(path: Path, detector: Detector = ZN) -> Iterator[Events]:
     """
     start = 0
     for part in _parts(path):
+        if len(part) == 0:  # a header alone
+            continue
         events = particles_of(part, detector, path, start)
         start += len(events)
         yield events

@@ -274,6 +274,10 @@ def light_table(trials: Trials, events: Events, drawn: NDArray[np.int64]) -> pd.
     photons_drawn (mean of all simulations), ratio of the latter.
     """
     row = trials.find(events)
+    # a simulation ends at a number of responses, in the middle of its last particles
+    whole = np.bincount(row[row >= 0], minlength=len(trials)) == trials.lit
+    trials, drawn = trials[whole], drawn[:, whole]
+    row = trials.find(events)
     light = np.bincount(row[row >= 0], weights=events.photon_sum[row >= 0], minlength=len(trials))
     named = {str(name): trials.pdg == code for name, code in PDG.items()}
     named["others"] = ~np.any([*named.values()], axis=0)

@@ -282,16 +282,17 @@ def end_to_end_table(given: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     -------
     Columns subset, model (without the suffix), metric; given and drawn, means; ratio of these; floor
     and floor_ratio, the same of new simulations: ``reference``, and over ``reference+sum``, which is
-    paired by the photon sum. Empty where ``given`` has no such baselines.
+    paired by the photon sum. Not a number where ``given`` does not tell.
     """
     key = ["subset", "model", "metric"]
     known = given[given["metric"].isin(METRICS)].groupby(key)["value"].mean()
     mine = drawn[drawn["metric"].isin(METRICS)]
     mine = mine.assign(model=mine["model"].str.removesuffix(DRAWN))
     rows = []
-    for (subset, model, metric), value in mine.groupby(key, sort=False)["value"].mean().items():
-        told = known[subset, model, metric]
-        floor, paired = (known.get((subset, name, metric), np.nan) for name in RESIMULATED)
+    for cell in mine.groupby(key, sort=False)["value"].mean().reset_index().itertuples(index=False):
+        subset, model, metric, value = cell
+        told = float(known.get((subset, model, metric), np.nan))
+        floor, paired = (float(known.get((subset, name, metric), np.nan)) for name in RESIMULATED)
         rows.append((subset, model, metric, told, value, value / told, floor, floor / paired))
     columns = ["given", "drawn", "ratio", "floor", "floor_ratio"]
     return pd.DataFrame(rows, columns=[*key, *columns])

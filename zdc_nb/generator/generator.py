@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,18 +99,34 @@ class Domain:
         """The same of the slopes."""
         return self.slope * (1 + _MARGIN)
 
+    def known(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(N,) whether particles, features (N, 9), are of what was learned."""
+        known: NDArray[np.bool_] = np.all([good for good, _, _ in self._checks(features)], axis=0)
+        return known
+
     def check(self, features: NDArray[np.float64], name: str = "particles", start: int = 0) -> None:
-        """Raise :class:`ParticleError` for the first particle, of features (N, 9), that is beyond it."""
+        """Raise :class:`ParticleError` for the first particle, features (N, 9), that is not known."""
+        for good, expected, found in self._checks(features):
+            if not good.all():
+                k = int((~good).argmax())
+                raise ParticleError(
+                    f"{name}: row {start + k} (counted from 0): expected {expected}, found {found(k)}"
+                )
+
+    def _checks(
+        self, features: NDArray[np.float64]
+    ) -> list[tuple[NDArray[np.bool_], str, Callable[[int], str]]]:
+        """Which particles are good, what is expected of them, and what one has instead."""
         mass, charge, energy = (
             features[:, FEATURES.index(k)] for k in ("mass", "charge", "energy")
         )
-        known = np.array(self.kinds)
-        near = np.abs(mass[:, None] - known[:, 0]) <= 1e-3 * known[:, 0] + 0.1
+        kinds = np.array(self.kinds)
+        near = np.abs(mass[:, None] - kinds[:, 0]) <= 1e-3 * kinds[:, 0] + 0.1
         (low, high), most = self.energies, self.largest_slope
         slopes = _slopes(features)
-        checks: list[tuple[NDArray[np.bool_], str, Callable[[int], str]]] = [
+        return [
             (
-                (near & (charge[:, None] == known[:, 1])).any(1),
+                (near & (charge[:, None] == kinds[:, 1])).any(1),
                 "a species that was learned: mass (MeV) and charge (e) of one of "
                 + ", ".join(f"({m:.6g}, {c:g})" for m, c in self.kinds),
                 lambda k: f"({mass[k]:.6g}, {charge[k]:g})",
@@ -126,12 +142,6 @@ class Domain:
                 lambda k: f"{slopes[k]:.3g}",
             ),
         ]
-        for good, expected, found in checks:
-            if not good.all():
-                k = int((~good).argmax())
-                raise ParticleError(
-                    f"{name}: row {start + k} (counted from 0): expected {expected}, found {found(k)}"
-                )
 
 
 def _slopes(features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -212,7 +222,9 @@ class Generator:
         DivergenceError
             where a flow that was not trained to the end draws what is not finite.
         """
-        events = particles if isinstance(particles, Events) else particles_of(particles)
+        events = particles
+        if not isinstance(events, Events):
+            events = particles_of(events, self.detector)
         parts = [*self.sample_parts([events], seed, batch, len(events) if progress else None)]
         empty = np.empty((0, *self.detector.shape), np.uint16)
         return np.concatenate([empty, *(responses for _, responses in parts)])
@@ -296,13 +308,14 @@ class Generator:
         tensors = {f"surrogate.{k}": v for k, v in surrogate_tensors(self.surrogate).items()}
         description: dict[str, Any] = {
             "version": _VERSION,
-            "detector": self.detector.name,
+            "detector": _described(self.detector),
             "domain": asdict(self.domain),
             "surrogate": describe_surrogate(self.surrogate),
         }
         for name, model in models.items():
             description[name] = describe_particle_model(model)
             tensors |= {f"{name}.{k}": v for k, v in model.tensors.items()}
+        tensors["detector.masks"] = torch.from_numpy(self.detector.masks.astype(np.uint8))
         save_tensors(tensors, {"generator": json.dumps(description)}, path)
 
     @classmethod
@@ -328,7 +341,8 @@ class Generator:
                     if name.startswith(f"{part}.")
                 }
 
-            surrogate = build_surrogate(known["surrogate"], of("surrogate"), torch.device(device))
+            surrogate = build_surrogate(known["surrogate"], of("surrogate"), torch.device("cpu"))
+            detector = _detector_of(known["detector"], tensors["detector.masks"].numpy())
             photon_sum = build_particle_model(known["photon_sum"], of("photon_sum"))
             signal = None
             if "signal" in known:
@@ -344,7 +358,21 @@ class Generator:
             raise ParticleError(f"{path}: not a generator of this project ({error})") from error
         if not isinstance(photon_sum, PhotonSumModel) or isinstance(signal, PhotonSumModel):
             raise ParticleError(f"{path}: not a generator of this project (its networks)")
-        return cls(surrogate, photon_sum, signal, domain)
+        # outside of what is told of the file: a device may not be there
+        surrogate = replace(surrogate, flow=surrogate.flow.to(device))
+        return cls(surrogate, photon_sum, signal, domain, detector)
+
+
+def _described(detector: Detector) -> dict[str, Any]:
+    """All of a detector but its masks, as JSON has it."""
+    names = ("name", "shape", "pitch", "distance", "crossing_offset", "channels")
+    return {name: getattr(detector, name) for name in names}
+
+
+def _detector_of(known: dict[str, Any], masks: NDArray[np.uint8]) -> Detector:
+    shape = (int(known["shape"][0]), int(known["shape"][1]))
+    rest = {"channels": tuple(known["channels"]), "masks": masks.astype(np.bool_)}
+    return Detector(**known | {"shape": shape} | rest)
 
 
 def _in_batches(parts: Iterable[Events], batch: int) -> Iterator[Events]:

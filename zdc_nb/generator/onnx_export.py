@@ -125,8 +125,11 @@ def export_onnx(
     check_exportable(generator)
     models = {
         "neutron": neutron_model(generator, images),
-        "classifier": classifier_model(generator, threshold),
+        "classifier": classifier_model(generator, threshold, images),
     }
+    # written last: where it is, the files beside it belong together
+    settings = folder / "settings.txt"
+    settings.unlink(missing_ok=True)
     paths = []
     for name, model in models.items():
         path, scales = folder / f"{name}.onnx", folder / f"{name}_scales.txt"
@@ -134,7 +137,6 @@ def export_onnx(
             temporary.write_bytes(model.SerializeToString(deterministic=True))
         write_text(scales_text(scales_of(generator)), scales)
         paths += [path, scales]
-    settings = folder / "settings.txt"
     write_text(_SETTINGS, settings)
     return [*paths, settings]
 
@@ -198,7 +200,7 @@ def _single(x: Var) -> Var:
 class _Particle:
     """What is known of particles, in our units, from the mean vertex: (N, 1) float64 each."""
 
-    def __init__(self, generator: Generator, scaled: Var) -> None:
+    def __init__(self, generator: Generator, scaled: Var, images: Images) -> None:
         means, widths = (part.astype(np.float64) * O2_UNITS for part in scales_of(generator))
         vertex = generator.vertex
         features = op.add(op.mul(op.cast(scaled, to=np.float64), _real(widths)), _real(means))
@@ -206,6 +208,10 @@ class _Particle:
         self.energy, vx, vy, _, px, py, self.pz, self.mass, self.charge = op.split(
             features, sizes, outputs_count=len(FEATURES), axis=1
         )
+        if images == "face":
+            # in ALICE's frame x is to the left when looking to side A, in a face always to the right
+            facing = op.where(op.greater(self.pz, _real(0.0)), _real(-1.0), _real(1.0))
+            vx, px = op.mul(vx, facing), op.mul(px, facing)
         distance = generator.detector.distance
         along = op.abs(self.pz)
 
@@ -376,7 +382,8 @@ def pixel_fibres(shape: tuple[int, int], images: Images) -> NDArray[np.int64]:
         how responses lie. ``face``: as :class:`zdc_nb.detector.Detector` says and as the open
         simulation makes them, row 0 at the top and column 0 at the left as seen from the interaction
         point; y points up, and x to the right as seen when looking to side C, to the left when looking to
-        side A. ``dump``: rows are O2's x and columns its y, as O2's text files and the published
+        side A. Particles are then taken to have x to the right, too, on both sides: on side A vx and px
+        change their signs on the way in. ``dump``: rows are O2's x and columns its y, as O2's text files and the published
         data sets list them.
 
     Examples
@@ -422,7 +429,7 @@ def neutron_model(generator: Generator, images: Images) -> onnx.ModelProto:
     pixels = pixel_fibres(generator.detector.shape, images)
 
     def graph(noise: Var, scaled: Var) -> Var:
-        particle = _Particle(generator, scaled)
+        particle = _Particle(generator, scaled, images)
         uniform = draw_uniforms(draw_states(noise), OWN_NUMBERS + latents)
         own, rest = op.split(uniform, integers([OWN_NUMBERS, latents]), outputs_count=2, axis=1)
         is_lit, component, place = op.split(
@@ -462,11 +469,13 @@ def _draw_light(
     return light, np.arange(generator.detector.dim)
 
 
-def classifier_model(generator: Generator, threshold: float) -> onnx.ModelProto:
+def classifier_model(
+    generator: Generator, threshold: float, images: Images = "face"
+) -> onnx.ModelProto:
     """Scaled particles (N, 9) to (N, 1), 1 or 0, all float32."""
 
     def graph(scaled: Var) -> Var:
-        particle = _Particle(generator, scaled)
+        particle = _Particle(generator, scaled, images)
         likely = particle.known(generator.domain)
         if generator.signal is not None:
             probability = _light_probability(generator.signal, particle)

@@ -3,6 +3,7 @@
 They lie below ``study.artifacts``::
 
     data.root                              the events, simulated or read from files
+    trials.npz                             how often each particle was lit and how often dark
     models/<subset>/<model>.safetensors    a trained teacher or student
     history/<subset>/<model>.csv           its loss terms: epoch, step, split, term, value
     evaluation/<subset>/<model>.csv        its metrics: subset, model, metric, run, value
@@ -133,8 +134,7 @@ class Artefact:
             values["trained_photon_sum"] = self._checksum_of("photon_sum")
         if self.kind == "generator":
             values["trained_model"] = self._checksum_of(flow)
-            if self.study.signal is not None:
-                values["trained_signal"] = self._checksum_of("signal")
+            values["trained_signal"] = self.study.signal and self._checksum_of("signal")
         if self.kind == "counterpart":
             values["counterpart"] = [COUNTERPART_PARTICLES, LEAST_REPEATS]
         found: dict[str, Any] = json.loads(json.dumps(values))  # as JSON gives it back: no tuples

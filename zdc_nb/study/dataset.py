@@ -187,6 +187,8 @@ def study_trials(study: Study, subset: Subset) -> tuple[Trials, Trials, Trials] 
     where a part has no lit or no dark response.
     """
     _make_ready(study)
+    with exclusive(study.artifacts / ".data.lock", f"the data of {study.name}"):
+        _count_again(study)
     parts = [part.of(subset) for part in _read_trials(_trials_file(study))[1]]
     shares = np.array(study.data.fractions)
     rng = np.random.default_rng(derive_seed(study.seed, "trials", subset))
@@ -262,22 +264,18 @@ def _make(study: Study, progress: bool) -> None:
     path, made_with = _kept(study), _made_with(study)
     if study.data.file is None:
         identity = data_identity(study)
-        same = made_with == identity
-        if same and _has_trials(study, identity):
-            return
-        if path.is_file() and not same:
+        if made_with != identity:
             fault = "is damaged" if made_with is None else "was made with other parameters"
-            print(f"{path} {fault}: simulating again")
-        events, trials = zip(*_simulate(study, progress), strict=True)
-        if not same:
+            if path.is_file():
+                print(f"{path} {fault}: simulating again")
+            events, trials = zip(*_simulate(study, progress), strict=True)
             write_root(events, path, lambda: json.dumps(identity))
-        _write_trials([*trials], identity, _trials_file(study))
+            _write_trials([*trials], identity, _trials_file(study))
         return
     # files that were never read are hashed while they are
     if made_with is not None and "identity" in made_with:
         files = _files(study, made_with)
-        identity = _identity(study, files)
-        if identity == made_with["identity"] and _has_trials(study, identity):
+        if _identity(study, files) == made_with["identity"]:
             if files != made_with["files"]:
                 _restamp(path, json.dumps({**made_with, "files": files}))
             return
@@ -285,6 +283,31 @@ def _make(study: Study, progress: bool) -> None:
         fault = "is damaged" if made_with is None else "was made from other data"
         print(f"{path} {fault}: reading {study.data.file}")
     _ingest(study, path, progress)
+
+
+def _count_again(study: Study) -> None:
+    """Count lit and dark responses of events that are there, where that was not done yet."""
+    path, identity = _trials_file(study), data_identity(study)
+    if _has_trials(study, identity):
+        return
+    print(f"{path} is not there or of other data: counting lit and dark responses")
+    if study.data.file is None:
+        parts = [trials for _, trials in _simulate(study, False)]
+    else:
+        counted, empty = [], 0
+        for part in read_parts(data_files(study), Tally(study.data.strict)):
+            photon_sum = part.photon_sum
+            empty += int((photon_sum == 0).sum())
+            lit = photon_sum >= study.data.min_photons
+            counted.append(Trials.count(part.pdg, part.features, lit))
+        parts = [_if_dark_ones_are_there(counted, empty)]
+    _write_trials(parts, identity, path)
+
+
+def _if_dark_ones_are_there(parts: list[Trials], empty: int) -> Trials:
+    """All trials; none where no response was empty: nobody knows then how many there were."""
+    together = Trials.join(parts)
+    return together if empty else together[:0]
 
 
 def _simulate(study: Study, progress: bool) -> list[tuple[Events, Trials]]:
@@ -378,10 +401,9 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
         return json.dumps({"identity": _identity(study, files), "files": files, "rows": rows})
 
     write_root(bright(), path, made_with)
-    # without empty responses, nobody knows how many there were
-    counted = Trials.join(trials)
-    identity = _identity(study, _files(study, _made_with(study) or {}))
-    _write_trials([counted if empty else counted[:0]], identity, _trials_file(study))
+    _write_trials(
+        [_if_dark_ones_are_there(trials, empty)], data_identity(study), _trials_file(study)
+    )
     for expected, count in tally.dropped.items():
         print(f"{study.data.file}: {count} of {tally.read} rows dropped: expected {expected}")
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
-from zdc_nb.params import Study, UserError, load_study
+from zdc_nb.params import DRAWN, Study, UserError, load_study
 from zdc_nb.storage import write_text
 from zdc_nb.study.runs import Record, load_records
 from zdc_nb.study.stages import Stage, stages_of
@@ -366,10 +366,14 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
             else _table(evaluation.results_table(table, published, rows, column))
         )
 
-    of_table1 = ("table1", "baselines", "comparison", "closure")
+    of_table1 = ("told", "baselines", "comparison", "closure")
+    if "table1" in tables:
+        # models that are told the photon sum, as all that they are held against are
+        drawn = tables["table1"]["model"].str.endswith(DRAWN)
+        tables = {**tables, "told": tables["table1"][~drawn]}
     # nothing to be shown where the numbers mean something
-    if {"datasets", "table1", "comparison"} <= set(tables):
-        wanted = (tables[name] for name in ("datasets", "table1", "comparison"))
+    if {"datasets", "told", "comparison"} <= set(tables):
+        wanted = (tables[name] for name in ("datasets", "told", "comparison"))
         if why := evaluation.meaning_warning(*wanted):
             shown["meaning"] = _html(why)
     show("table1", results(1, ["metric", "model"], "subset"), "table1")

@@ -28,7 +28,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from zdc_nb.data.events import Conditions, Events, Split, Trials
+from zdc_nb.data.events import Conditions, Events, Split, Trials, from_vertex
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import (
     Closure,
@@ -444,6 +444,12 @@ class Session:
     def training_seconds(self, name: str, subset: str | None = None) -> float | None:
         """How long a training took, all its attempts together; None where it was not kept."""
         return self._artefact("models", subset or self.subset, name).fact("training_seconds")
+
+    def answerable(self, generator: Generator) -> Events:
+        """Test events whose particles are of what the generator has learned."""
+        test = self.test_events
+        features = from_vertex(test.features, generator.vertex, test.detector)
+        return test[generator.domain.known(features)]
 
     @property
     def generator_file(self) -> Path:

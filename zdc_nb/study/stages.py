@@ -127,6 +127,7 @@ TABLE: dict[str, Row] = {
             keys=("subset", "seed"),
             needs=("data",),
             depends_on=("photon_sum",),
+            shows=("evaluation.runs",),
             artefacts=("models", "history"),
         ),
         Row(
@@ -225,7 +226,10 @@ TABLE: dict[str, Row] = {
             "15_generator",
             keys=("subset",),
             needs=("evaluation", "signal"),
+            shows=("evaluation.figure_particles", "speed"),
             artefacts=("generator",),
+            on_gpu=True,
+            alone=True,
         ),
     )
 }
