@@ -10,7 +10,7 @@ import pytest
 from tests.projects import ROOT, new_project, snakemake, write_study
 from zdc_nb.params import ParameterError, Study, Variant, load_study
 from zdc_nb.study import TABLE, find_stage, stages_of
-from zdc_nb.study.artefacts import artefacts_of, is_current
+from zdc_nb.study.artefacts import Artefact, artefacts_of, is_current
 from zdc_nb.study.status import mark_of, mark_outdated, outdated
 
 SMALL = load_study(ROOT / "params" / "small.yaml")

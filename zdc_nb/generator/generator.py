@@ -209,7 +209,7 @@ class Generator:
             (GeV, m, MeV, e), or events, whose particles are taken.
         seed
             any non-negative integer. The same seed and particles give the same responses on a
-            machine, whatever ``batch`` is; on a GPU but for rounding.
+            machine, whatever ``batch`` is: of a splitting flow on a CPU exactly, else but for rounding.
         batch
             responses that are drawn at once.
         progress
