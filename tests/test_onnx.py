@@ -517,7 +517,7 @@ def test_generator_and_classifier_know_the_same_particles(
     session = new_session(tmp_path / "classifier.onnx")
     (answers,) = session.run(None, {"particle": (raw - means) / scales})
     known = []
-    moved = from_vertex(in_our_units(raw, means, scales), generator.vertex, ZN)
+    moved = from_vertex(facing(in_our_units(raw, means, scales)), generator.vertex, ZN)
     # whole numbers of e again, which thirds in float32 are not
     moved[:, 8] = np.round(moved[:, 8])
     for row in moved:
@@ -536,7 +536,8 @@ def test_the_classifier_answers_one_or_nothing(
 ) -> None:
     assert generator.signal is not None
     features = some_particles(200, 27)
-    rate = generator.signal.probability(from_vertex(features, generator.vertex, ZN), ZN)
+    seen = from_vertex(facing(features), generator.vertex, ZN)
+    rate = generator.signal.probability(seen, ZN)
     middle = float(np.median(rate))
     means, scales = read_scales(folder / "classifier_scales.txt")
     given = {"particle": (in_o2_units(features) - means) / scales}
