@@ -65,6 +65,9 @@ COUNTERPART_PARTICLES = 100
 LEAST_REPEATS = 10
 """Each as often as the study's own test particles, but so often at least."""
 
+_GENERATOR_FORMAT = 1
+"""Raised when generators are kept otherwise, so that those of before are made again."""
+
 _OF_A_TEST_PART = ("evaluation", "samples", "observed", "counterpart")
 """Kinds that are made by generating a test part."""
 
@@ -133,6 +136,7 @@ class Artefact:
         if flow != self.model or self.kind == "generator":
             values["trained_photon_sum"] = self._checksum_of("photon_sum")
         if self.kind == "generator":
+            values["format"] = _GENERATOR_FORMAT
             values["trained_model"] = self._checksum_of(flow)
             values["trained_signal"] = self.study.signal and self._checksum_of("signal")
         if self.kind == "counterpart":
