@@ -170,7 +170,7 @@ def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_
     after_training = {"evaluation", "ablations", "shower_shapes", "models"}
     after_training |= {"closure", "new_particles", "generator"}
     for changes, expected in (
-        ({"evaluation": {"runs": 6}}, {"baselines", *after_training}),
+        ({"evaluation": {"runs": 6}}, {"photon_sum", "baselines", *after_training}),
         ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),
         ({}, set()),
     ):
