@@ -12,10 +12,10 @@ import pytest
 import uproot
 
 from tests.event_sets import assert_equal, table_of, write_pair
-from zdc_nb.data.events import Events, Split
+from zdc_nb.data.events import Events, Split, Trials
 from zdc_nb.data.readers import read_parts
 from zdc_nb.data.root import write_root
-from zdc_nb.data.simulation import simulate
+from zdc_nb.data.simulation import simulate, simulate_counted
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.params import Study, derive_seed, load_study
 from zdc_nb.storage import checksum
@@ -55,11 +55,11 @@ def test_the_simulation_runs_once_and_again_only_for_other_parameters(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def counted(*arguments: Any, **options: Any) -> Events:
+    def counted(*arguments: Any, **options: Any) -> tuple[Events, Trials]:
         calls.append(arguments)
-        return simulate(*arguments, **options)
+        return simulate_counted(*arguments, **options)
 
-    monkeypatch.setattr(files, "simulate", counted)
+    monkeypatch.setattr(files, "simulate_counted", counted)
     first = study_events(study)
     assert len(first) == 200
     assert first.photon_sum.min() >= study.data.min_photons
