@@ -318,4 +318,8 @@ def test_the_command_exports_for_o2(generator, tmp_path, capsys):
 
 
 def test_particles_without_codes_get_their_nearest_species(particles):
-    assert len(particles_of(particles)) == len(particles)
+    events = particles_of(particles)
+    neutrons = (particles.mass.sub(939.565).abs() < 0.01) & (particles.charge == 0)
+    assert neutrons.any()
+    assert (events.pdg[neutrons] == 2112).all()
+    np.testing.assert_array_equal(events.features, particles[[*FEATURES]].to_numpy())

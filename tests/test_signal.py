@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.projects import ROOT
-from zdc_nb.data.events import Events, Trials
+from zdc_nb.data.events import Trials
 from zdc_nb.data.root import write_root
 from zdc_nb.data.simulation import simulate, simulate_counted
 from zdc_nb.evaluation.signal import (
@@ -136,7 +135,6 @@ def test_figure_and_findings_say_what_is_off():
     assert "Farthest off" in text
     titles = [axis.get_title() for axis in signal_figure(p, trials, "x").axes]
     assert titles == ["calibration", "ROC", "what is said of which"]
-    assert isinstance(signal_scores(p, trials), pd.DataFrame)
 
 
 def test_trials_of_responses_are_those_of_a_loop():
@@ -146,4 +144,3 @@ def test_trials_of_responses_are_those_of_a_loop():
     for row, simulated, count in zip(trials.features, trials.simulated, trials.lit, strict=True):
         mine = (events.features == row).all(axis=1)
         assert (mine.sum(), lit[mine].sum()) == (simulated, count)
-    assert isinstance(events, Events)
