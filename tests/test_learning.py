@@ -232,7 +232,7 @@ def test_the_table_holds_ratios_of_means_over_seeds_and_the_sentences_follow(
     assert "not shown to be smaller" not in said
     pivot = learning_pivot(table)
     assert len(pivot) == 5
-    save_figure(learning_figure(table), tmp_path / "curve.png")
+    save_figure(learning_figure(table), tmp_path / "curve.png", "A curve.")
     # the other way round, and of one seed
     alone = tiny(tmp_path, repeats=[1, 10, 30], seeds=[1], equal_particles=None)
     other = {Point(r, 60, 1): learned(600 // r, 2.0, 2.0, 1) for r in (1, 10, 30)}
@@ -241,7 +241,7 @@ def test_the_table_holds_ratios_of_means_over_seeds_and_the_sentences_follow(
     said = " ".join(learning_findings(table))
     assert "not shown to be smaller with many particles" in said
     assert "One training says nothing" in said
-    save_figure(learning_figure(table), tmp_path / "alone.png")
+    save_figure(learning_figure(table), tmp_path / "alone.png", "A curve.")
 
 
 def test_the_notebook_runs_and_runs_again_at_once(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def test_figures_are_drawn_with_and_without_a_floor(
             memorisation_figure(distances, "all", "seen"),
         ]
         for number, figure in enumerate(drawn):
-            save_figure(figure, tmp_path / f"{number}.png")
+            save_figure(figure, tmp_path / f"{number}.png", "A figure.")
         said = new_particle_findings(table, gaps, by_distance, memorisation_table(distances))
         assert "nan" not in said
         assert ("Distance to training" in said) == bool(floor)

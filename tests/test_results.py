@@ -14,7 +14,7 @@ from matplotlib.patches import StepPatch
 
 from tests.event_sets import as_comparison
 from zdc_nb.data.events import Events
-from zdc_nb.data.figures import save_figure
+from zdc_nb.data.figures import description_of, save_figure
 from zdc_nb.evaluation import (
     BASELINES,
     DISTANCES,
@@ -147,9 +147,13 @@ def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
         [("teacher", "cpu", 1, 8.0, 2), ("student", "cpu", 1, 2.0, 2)],
         columns=["model", "device", "batch", "ms_per_sample", "runs"],
     )
-    shown = save_figure(figures.speed_figure(speed), path)
+    text = "Time by batch size, for Λ and n̄; less is better."
+    shown = save_figure(figures.speed_figure(speed), path, text)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert shown.data == path.read_bytes()
+    _, metadata = shown._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == text
+    assert description_of(path) == text
     assert list(path.parent.iterdir()) == [path]
 
 

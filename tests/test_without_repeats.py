@@ -179,7 +179,7 @@ def test_tables_figures_and_sentences_do_without(unique: Parts, tmp_path: Path) 
         figures.particle_figure(unique[1], {"teacher": unique[1].responses}, "n"),
     ]
     for number, each in enumerate(drawn):
-        save_figure(each, tmp_path / f"{number}.png")
+        save_figure(each, tmp_path / f"{number}.png", "A figure.")
     shown = figures.results_table(table, published_table(1), ["metric", "model"], "subset")
     assert {metric for metric, _ in shown.index} == {"WS"}
     rows = ["subset", "quantity", "error"]

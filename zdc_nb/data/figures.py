@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -24,6 +25,7 @@ from zdc_nb.detector import diversity
 from zdc_nb.storage import write_atomically
 
 __all__ = [
+    "description_of",
     "diversity_figure",
     "draw_response",
     "finish_faces",
@@ -49,11 +51,25 @@ LEADING = 5
 _ENERGY = FEATURES.index("energy")
 
 
-def save_figure(figure: Figure, path: Path) -> Image:
-    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show."""
+def save_figure(figure: Figure, path: Path, text: str) -> Image:
+    """Write a PNG (under a temporary name, then renamed) and return it for a notebook to show.
+
+    ``text`` describes it in a sentence or two. It is written into the file, where
+    :func:`description_of` finds it, and stands for the picture where that cannot be seen.
+    """
     with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    return Image(path.read_bytes(), retina=True)  # type: ignore[no-untyped-call]
+        metadata = {"Description": text}
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+    return Image(path.read_bytes(), retina=True, alt=text)  # type: ignore[no-untyped-call]
+
+
+def description_of(path: Path) -> str:
+    """The text that :func:`save_figure` has written into a PNG, or "" where there is none.
+
+    Raises ``FileNotFoundError``, and ``OSError`` for what is no picture.
+    """
+    with PIL.Image.open(path) as picture:
+        return str(picture.info.get("Description", ""))
 
 
 def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> Figure:

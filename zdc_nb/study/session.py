@@ -4,7 +4,7 @@
 
     stage = open_stage("02_teacher_training", study="params/small.yaml", subset="all")
     teacher, history = stage.train()  # or loaded, where there is one that matches
-    stage.figure(likelihood_figure(history, stage.subset), "02_teacher")
+    stage.figure(likelihood_figure(history, stage.subset), "02_teacher", "Loss by epoch.")
     stage.finish()
 """
 
@@ -915,10 +915,13 @@ class Session:
 
     # --- what is shown ---
 
-    def figure(self, figure: Figure, name: str) -> Image:
-        """Save a figure as ``figures/<name>-<subset>-<setup>.png``, and show that very picture."""
+    def figure(self, figure: Figure, name: str, text: str) -> Image:
+        """Save a figure as ``figures/<name>-<subset>-<setup>.png``, and show that very picture.
+
+        ``text`` says in a sentence or two what it shows, against what, and what is good.
+        """
         stem = "-".join((name, *self.stage.suffixes))
-        return save_figure(figure, self.study.reports / "figures" / f"{stem}.png")
+        return save_figure(figure, self.study.reports / "figures" / f"{stem}.png", text)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as ``tables/<name>-<subset>-<setup>.csv``; returns it."""
