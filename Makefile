@@ -73,8 +73,7 @@ bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, pri
 	$(BIN)/papermill notebooks/16_benchmark.ipynb $(BENCH_RESULTS)/16_benchmark.running.ipynb \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
 	@mv $(BENCH_RESULTS)/16_benchmark.running.ipynb $(BENCH_RESULTS)/16_benchmark.ipynb
-	@$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index \
-	--CoalesceStreamsPreprocessor.enabled=True $(BENCH_RESULTS)/16_benchmark.ipynb
+	@$(BIN)/python -m zdc_nb.study.pages $(BENCH_RESULTS)/16_benchmark.ipynb $(BENCH_RESULTS)/index.html
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 CHANGES ?= params/changes.yaml
@@ -92,7 +91,7 @@ $(MAKE) --no-print-directory study STUDY="$$study" || exit; done
 $(BIN)/papermill notebooks/$(2).ipynb "$$folder/$(2).running.ipynb" \
 --kernel python3 --no-progress-bar --stdout-file /dev/stdout -r $(1) "$$FILE" && \
 mv "$$folder/$(2).running.ipynb" "$$folder/$(2).ipynb" && \
-$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/$(2).ipynb" && \
+$(BIN)/python -m zdc_nb.study.pages "$$folder/$(2).ipynb" "$$folder/index.html" && \
 echo "The report: $$PWD/$$folder/index.html"
 endef
 
@@ -115,7 +114,7 @@ learning: $(VENV)/.installed ## a learning curve: more particles, or more respon
 	$(BIN)/papermill notebooks/18_learning.ipynb "$$folder/18_learning.running.ipynb" \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r learning "$$LEARNING" && \
 	mv "$$folder/18_learning.running.ipynb" "$$folder/18_learning.ipynb" && \
-	$(BIN)/jupyter nbconvert --to html --log-level ERROR --output index "$$folder/18_learning.ipynb" && \
+	$(BIN)/python -m zdc_nb.study.pages "$$folder/18_learning.ipynb" "$$folder/index.html" && \
 	echo "The report: $$PWD/$$folder/index.html"
 
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel

@@ -89,37 +89,18 @@ wildcard_constraints:
 # What a machine that submits to a cluster does itself: seconds, not worth a place in the queue.
 localrules:
     index,
-    html,
 
 
 rule index:
     message:
-        "index page"
+        "report"
     input:
         str(mark_of(STUDY, "index")),
-        expand(REPORTS + "/html/{name}.html", name=STAGES),
+        expand(EXECUTED + "{name}.ipynb", name=STAGES),
     output:
         INDEX,
     shell:
         "{PYTHON:q} -m zdc_nb.study.report {STUDY_FILE:q}"
-
-
-rule html:
-    message:
-        "HTML of {wildcards.name}"
-    input:
-        EXECUTED + "{name}.ipynb",
-    output:
-        REPORTS + "/html/{name}.html",
-    log:
-        LOGS + "{name}.html.log",
-    priority: -1
-    resources:
-        pages=1,
-    shell:
-        # of a progress bar only what it came to
-        "{PYTHON:q} -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True "
-        "{input:q} --output-dir {REPORTS:q}/html &> {log:q}"
 
 
 # a study without a splitting flow has no stage of that row
@@ -154,11 +135,11 @@ for row in [row for row in TABLE.values() if names(row)]:
 onerror:
     # the page shows what failed beside what is there; a job's own log is enough for that job
     if workflow.is_main_process:
-        from zdc_nb.study.report import build_index, describe_failures, failed_pages
+        from zdc_nb.study.progress import describe_failures
+        from zdc_nb.study.report import build_report
 
         complete_mark(STUDY).unlink(missing_ok=True)
-        failed_pages(STUDY)
         # no job is left: what still says that it runs, on another host, was killed there
-        page = build_index(STUDY, STUDY_FILE, ended=True)
+        page = build_report(STUDY, STUDY_FILE, ended=True)
         failures = describe_failures(STUDY, ended=True)
         sys.stderr.write(f"{failures}\n\nWhat is there, and what is not: {page}\n")

@@ -78,6 +78,7 @@ from zdc_nb.evaluation.tables import (
     table1,
     table2,
 )
+from zdc_nb.evaluation.verdict import summary_table, verdict
 
 __all__ = [
     "BASELINES",
@@ -149,11 +150,13 @@ __all__ = [
     "shape_findings",
     "spectrum_figure",
     "speed_figure",
+    "summary_table",
     "table1",
     "table1_figure",
     "table2",
     "tails_figure",
     "two_sample_test",
     "unconditional_runs",
+    "verdict",
     "what_can_be_evaluated",
 ]

@@ -80,11 +80,13 @@ def complete_mark(study: Study) -> Path:
 
 
 def is_complete(study: Study) -> bool:
-    """Whether the index page was written when all was done, with the parameters of now."""
+    """Whether the report was written when all was done, with the parameters of now, and is there."""
+    pages = (study.reports / "html" / f"{stage.name}.html" for stage in stages_of(study))
     try:
-        return complete_mark(study).read_text("utf-8") == study.model_dump_json()
+        same = complete_mark(study).read_text("utf-8") == study.model_dump_json()
     except OSError:
         return False
+    return same and all(page.is_file() for page in pages)
 
 
 def mark_of(study: Study, name: str) -> Path:
