@@ -109,9 +109,9 @@ def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
     figure = claim_figure(table, "MAE_cw")
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == [
-        "lambda, fibres, 3 trainings of each",
-        "lambda, splits, 3 trainings of each",
-        "all, fibres, 3 trainings of each",
+        "Λ, fibres, 3 trainings of each",
+        "Λ, splits, 3 trainings of each",
+        "all species, fibres, 3 trainings of each",
     ]
     labels = [[label.get_text() for label in axis.get_xticklabels()] for axis in figure.axes]
     assert labels == [["0", "1", "1000"]] * 3

@@ -137,7 +137,7 @@ def test_sample_figure_shows_the_responses_on_one_logarithmic_scale() -> None:
         assert (norm.vmin, norm.vmax) == (1, 500)
         assert f"{responses[example].sum()} photons" in axis.get_title()
     assert axes[1].get_title().startswith("generated 1")
-    assert r"\Lambda" in axes[3].get_ylabel()
+    assert "Λ, 1234 GeV" in axes[3].get_ylabel()
     assert "PDG 0, 1234 GeV" in axes[0].get_ylabel()
 
 

@@ -21,6 +21,7 @@ from particle import InvalidParticle, Particle, ParticleNotFound
 
 from zdc_nb.data.calibration import published_facts
 from zdc_nb.data.events import FEATURES, PDG, Events
+from zdc_nb.data.symbols import symbol
 from zdc_nb.detector import diversity
 from zdc_nb.storage import write_atomically
 
@@ -35,7 +36,6 @@ __all__ = [
     "light_figure",
     "repeats_figure",
     "save_figure",
-    "species_symbol",
     "species_table",
     "spectra_figure",
     "styled_calibration",
@@ -87,7 +87,7 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     for k, axis in enumerate(axes.flat[: len(shown)]):
         image = draw_response(axis, responses[k], int(responses.max()))
         axis.set_title(
-            f"{species_symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
+            f"{symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
             f"{shown.photon_sum[k]} photons in {shown.lit_fibres[k]} fibres",
             fontsize=9,
         )
@@ -119,7 +119,7 @@ def repeats_figure(events: Events, count: int) -> Figure:
             axis.set_visible(False)
     finish_faces(figure, axes, image)
     for axis, positions in zip(axes[:, 0], rows, strict=True):
-        name = species_symbol(int(events.pdg[positions[0]]))
+        name = symbol(int(events.pdg[positions[0]]))
         energy = events.features[positions[0], _ENERGY]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     figure.suptitle("Each row: one particle, simulated again and again; dim to bright")
@@ -144,14 +144,6 @@ def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("row (fibre)")
     figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
-
-
-def species_symbol(pdg: int) -> str:
-    """A particle's symbol for a label of a figure, or its PDG code where it has none."""
-    try:
-        return f"${Particle.from_pdgid(pdg).latex_name}$"
-    except (InvalidParticle, ParticleNotFound):
-        return f"PDG {pdg}"
 
 
 def species_table(events: Events) -> pd.DataFrame:
@@ -205,7 +197,7 @@ def spectra_figure(events: Events) -> Figure:
     axes = figure.subplots(1, 2)
     codes, counts = np.unique(events.pdg, return_counts=True)
     leading = codes[np.argsort(-counts, kind="stable")[:LEADING]]
-    parts = {species_symbol(int(code)): events.pdg == code for code in leading}
+    parts = {symbol(int(code)): events.pdg == code for code in leading}
     others = ~np.isin(events.pdg, leading)
     if others.any():
         parts[OTHER] = others
@@ -294,7 +286,7 @@ def diversity_figure(groups: pd.DataFrame) -> Figure:
         return figure
     # whiskers to the extremes, so that no particle is hidden
     axis.boxplot(values, orientation="horizontal", whis=(0, 100), widths=0.6)
-    names = [species_symbol(int(pdg)) for pdg in order]
+    names = [symbol(int(pdg)) for pdg in order]
     labels = [f"{name} ({len(part)})" for name, part in zip(names, values, strict=True)]
     axis.set_yticks(range(1, len(order) + 1), labels)
     axis.invert_yaxis()

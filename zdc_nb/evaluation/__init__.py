@@ -52,6 +52,7 @@ from zdc_nb.evaluation.figures import (
 )
 from zdc_nb.evaluation.generations import evaluate_runs
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, EvaluationError, evaluate
+from zdc_nb.evaluation.names import name_of, with_names
 from zdc_nb.evaluation.new_particles import (
     distance_figure,
     memorisation_figure,
@@ -129,6 +130,7 @@ __all__ = [
     "model_findings",
     "model_pivot",
     "model_table",
+    "name_of",
     "new_particle_findings",
     "overview_figure",
     "paired_differences",
@@ -159,4 +161,5 @@ __all__ = [
     "unconditional_runs",
     "verdict",
     "what_can_be_evaluated",
+    "with_names",
 ]

@@ -24,9 +24,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.conclusions import listed_names
 from zdc_nb.evaluation.figures import COLOURS
+from zdc_nb.evaluation.names import name_of
 
 __all__ = ["claim_figure", "claim_findings", "claim_rest"]
 
@@ -58,7 +60,9 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
                 continue
             _against_weight(axis, part, weights)
             trainings = int(part["trainings"].max())
-            axis.set_title(f"{subset}, {name}, {trainings} training{'s' * (trainings > 1)} of each")
+            axis.set_title(
+                f"{symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
+            )
             axis.set_xlabel("weight of the channel loss (0: without)")
         row[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -85,7 +89,7 @@ def _against_weight(axis: Axes, part: pd.DataFrame, weights: list[float]) -> Non
         )
     for model, style, label in (
         ("teacher", "--", "their teacher"),
-        ("reference+sum", "-", "new simulations"),
+        ("reference+sum", "-", name_of("reference+sum")),
     ):
         for value in part.loc[part["model"] == model, "value"]:
             axis.axhline(value, color=COLOURS[model], linestyle=style, label=label)

@@ -18,8 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.closure import EVERYTHING, Closure
 from zdc_nb.evaluation.figures import colours_of
+from zdc_nb.evaluation.names import SIMULATED, name_of
 from zdc_nb.params import SUBSETS
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _FLOOR: dict[str, Any] = {"color": "0.45", "linestyle": "--"}
+_FLOOR_NAME = name_of("reference+sum")
 _SIMULATED = "0.82"
 
 _LARGEST_PULL = 8.0
@@ -51,7 +54,7 @@ def pulls_figure(closure: Closure, model: str) -> Figure:
     """Pull of every quantity in every bin: a model above, chance (the floor) below."""
     columns = {"pull": f"{model}: generated - simulated, over the uncertainty of it"}
     if closure.has_floor:
-        columns["floor_pull"] = "new simulations (reference+sum): what chance and scaling give"
+        columns["floor_pull"] = f"{_FLOOR_NAME}: what chance and scaling give"
     means = closure.means
     bins = list(dict.fromkeys(zip(means["by"], means["bin"], strict=True)))
     names = list(dict.fromkeys(means["quantity"]))
@@ -136,12 +139,10 @@ def means_figure(closure: Closure, model: str) -> Figure:
         axis.set_xlabel(_AXES[by])
     handles: list[Any] = [
         Line2D([], [], marker="o", color=colours_of([model])[model], label=model),
-        Line2D([], [], color="0.5", label="simulated"),
+        Line2D([], [], color="0.5", label=SIMULATED),
     ]
     if closure.has_floor:
-        handles[1:1] = [
-            Line2D([], [], marker="_", markersize=14, label="new simulations", **_FLOOR)
-        ]
+        handles[1:1] = [Line2D([], [], marker="_", markersize=14, label=_FLOOR_NAME, **_FLOOR)]
     markers = [*zip(shares, _MARKERS, strict=False), ("centre row", "o"), ("centre column", "s")]
     for name, marker in markers:
         handles.append(Line2D([], [], linestyle="", color="0.3", marker=marker, label=name))
@@ -208,10 +209,10 @@ def tails_figure(closure: Closure, model: str) -> Figure:
         row, column = divmod(place, across)
         axes[2 * row, column].remove()
         axes[2 * row + 1, column].remove()
-    handles: list[Any] = [Patch(color=_SIMULATED, label="simulated")]
+    handles: list[Any] = [Patch(color=_SIMULATED, label=SIMULATED)]
     handles.append(Line2D([], [], color=colours_of([model])[model], label=model))
     if closure.has_floor:
-        handles.append(Line2D([], [], label="new simulations (reference+sum)", **_FLOOR))
+        handles.append(Line2D([], [], label=_FLOOR_NAME, **_FLOOR))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(f"{model}: spectra and their tails (logarithmic counts)")
     return figure
@@ -319,14 +320,14 @@ def correlations_figure(closure: Closure, model: str) -> Figure:
         lower.set_xticks(x)
     axes[0, 0].set_ylabel("correlation of photons")
     axes[1, 0].set_ylabel("less the simulated")
-    handles: list[Any] = [Patch(color=_SIMULATED, label="simulated (below: 2 uncertainties)")]
+    handles: list[Any] = [Patch(color=_SIMULATED, label=f"{SIMULATED}; below: 2 uncertainties")]
     handles.append(Line2D([], [], color=colour, label=model))
     for label, filled in (("same field of the chess board", colour), ("other field", "white")):
         point = Line2D([], [], marker="o", linestyle="", color=colour, markerfacecolor=filled)
         point.set_label(label)
         handles.append(point)
     if closure.has_floor:
-        handles.append(Line2D([], [], label="new simulations", **_FLOOR))
+        handles.append(Line2D([], [], label=_FLOOR_NAME, **_FLOOR))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     figure.suptitle(f"{model}: do fibres light up together as they should?")
     return figure
@@ -351,7 +352,7 @@ def overview_figure(summary: pd.DataFrame, model: str) -> Figure:
     size = (4.2 + 1.05 * len(subsets) * len(shown), 1.8 + 0.4 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    titles = {model: model, "reference+sum": "new simulations\n(reference+sum)"}
+    titles = {model: model, "reference+sum": _FLOOR_NAME.replace(", ", ",\n")}
     for axis, name in zip(axes, shown, strict=True):
         part = summary[summary["model"] == name].set_index(["row", "subset"])
         wide = part["pull"].unstack().reindex(index=rows, columns=subsets)
@@ -372,7 +373,7 @@ def overview_figure(summary: pd.DataFrame, model: str) -> Figure:
             )
             pale = np.abs(pulls[place]) < 0.6 * _LARGEST_PULL
             axis.text(*place[::-1], text, ha="center", va="center", color="black" if pale else "w")
-        axis.set_xticks(range(len(subsets)), subsets)
+        axis.set_xticks(range(len(subsets)), [symbol(subset) for subset in subsets])
         axis.set_yticks(range(len(rows)), rows)
         axis.set_title(titles[name], fontsize=11)
         axis.set_xlabel("data set")

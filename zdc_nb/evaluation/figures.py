@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import draw_response, finish_faces, species_symbol
+from zdc_nb.data.figures import draw_response, finish_faces
+from zdc_nb.data.symbols import symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.closure import EVERYTHING
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.distances import photon_spectrum
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
+from zdc_nb.evaluation.names import SIMULATED, name_of, with_names
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
 from zdc_nb.params import DRAWN, SUBSETS
 
@@ -81,6 +83,8 @@ _MORE_COLOURS = (
 )
 _LABELS = 9
 """Most labels in a row of a legend."""
+
+_FLOOR = "reference+sum"
 
 _MORE_MARKERS = ("P", "X", "<", ">", "p", "h", "d", "8")
 
@@ -143,10 +147,10 @@ def sample_figure(
     for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], ["simulated", *names], strict=True):
+    for axis, name in zip(axes[0], [SIMULATED, *map(name_of, names)], strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
     for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
-        name, energy = species_symbol(int(pdg)), features[FEATURES.index("energy")]
+        name, energy = symbol(int(pdg)), features[FEATURES.index("energy")]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     return figure
 
@@ -188,7 +192,7 @@ def results_table(
     )
     text, weight = (pd.concat(parts, axis=1).reindex(index) for parts in (texts, weights))
     styles = weight.fillna("")
-    return text.fillna("").style.apply(lambda _: styles, axis=None)
+    return with_names(text.fillna("").style.apply(lambda _: styles, axis=None))
 
 
 def _numbers(frame: pd.DataFrame) -> list[str]:
@@ -233,27 +237,23 @@ def model_figure(table: pd.DataFrame) -> Figure:
     models = [*filter(is_trained, in_order(table["model"]))]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, squeeze=False).ravel()
-    floor = table[table["model"] == "reference+sum"].set_index(["subset", "metric"])["mean"]
+    floor = table[table["model"] == _FLOOR].set_index(["subset", "metric"])["mean"]
     keys = pd.MultiIndex.from_frame(table[["subset", "metric"]])
     ratio = table.assign(mean=table["mean"] / floor.reindex(keys).to_numpy(), std=0.0)
     auc = table[table["metric"] == "AUC"].fillna({"std": 0.0})
     _dodged(axes[0], auc, subsets, models, "mean", "std")
     _steps(axes[0], floor.xs("AUC", level="metric") if len(auc) and len(floor) else floor, subsets)
-    axes[0].set(
-        title="AUC of a classifier; bar: new simulations", ylabel="AUC (0.5: not told apart)"
-    )
+    axes[0].set(title="AUC of a classifier", ylabel="AUC (0.5: not told apart)")
     for axis, metric in zip(axes[1:], metrics, strict=False):
         chosen = ratio[(ratio["metric"] == metric) & ratio["mean"].notna()]
         _dodged(axis, chosen, subsets, models, "mean", "std")
-        axis.axhline(1, color=COLOURS["reference+sum"], linewidth=2)
-        axis.set(title=metric, ylabel=f"{metric} / that of new simulations")
+        axis.axhline(1, color=COLOURS[_FLOOR], linewidth=3, zorder=0)
+        axis.set(title=metric, ylabel=f"{metric} / floor")
         _logarithmic(axis)
     for axis in axes[1 + len(metrics) :]:
         axis.remove()
-    _finish_groups(figure, axes[: 1 + len(metrics)].reshape(1, -1), subsets)
-    figure.suptitle(
-        "How far from new simulations of the same particles, scaled to the photon sum (reference+sum)"
-    )
+    _finish_groups(figure, axes[: 1 + len(metrics)].reshape(1, -1), subsets, [_floor_line()])
+    figure.suptitle("How far each model is from the floor: new simulations, scaled")
     return figure
 
 
@@ -295,16 +295,14 @@ def closure_figure(summary: pd.DataFrame) -> Figure:
             error=known["uncertainty"] / known["simulated"],
         )
         _dodged(axis, ratio[ratio["model"].isin(models)], subsets, models, "mean", "error")
-        floor = ratio[ratio["model"] == "reference+sum"].set_index("subset")["mean"]
+        floor = ratio[ratio["model"] == _FLOOR].set_index("subset")["mean"]
         _steps(axis, floor, subsets)
         axis.axhline(1, color="0.5", linewidth=1)
         axis.set(title=title, ylabel="generated / simulated")
     for axis in axes[len(found) :]:
         axis.remove()
-    _finish_groups(figure, axes[: len(found)].reshape(1, -1), subsets)
-    figure.suptitle(
-        "What each model keeps: 1 is right, grey bars are new simulations (reference+sum)"
-    )
+    _finish_groups(figure, axes[: len(found)].reshape(1, -1), subsets, [_floor_line()])
+    figure.suptitle("What each model keeps of what simulation has: 1 is right")
     return figure
 
 
@@ -312,7 +310,12 @@ def _steps(axis: Axes, values: pd.Series, subsets: Sequence[str]) -> None:
     """A short bar at the floor's value for each subset that has one."""
     for place, subset in enumerate(subsets):
         if subset in values.index:
-            axis.hlines(values[subset], place - 0.4, place + 0.4, color="0.75", linewidth=3)
+            ends = place - 0.4, place + 0.4
+            axis.hlines(values[subset], *ends, color=COLOURS[_FLOOR], linewidth=3, zorder=0)
+
+
+def _floor_line() -> Line2D:
+    return Line2D([], [], color=COLOURS[_FLOOR], linewidth=3, label=name_of(_FLOOR))
 
 
 def changes_figure(comparison: pd.DataFrame) -> Figure:
@@ -389,7 +392,9 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
     for axis in axes[len(terms) :]:
         axis.remove()
     axes[0].set_ylabel("loss term")
-    figure.suptitle(f"Loss terms of the students on {subset} (validation solid, training dotted)")
+    figure.suptitle(
+        f"Loss terms of the students of {symbol(subset)}: validation solid, training dotted"
+    )
     colours = colours_of(histories)
     handles = [Line2D([], [], color=colours[name], label=name) for name in histories]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(_LABELS, len(handles)))
@@ -418,14 +423,14 @@ def shape_figure(
                 *shower_centre(responses, test.detector).T,
                 containment_radius(responses, test.detector),
             )
-            for model, responses in {"test": test.responses, **generated}.items()
+            for model, responses in {SIMULATED: test.responses, **generated}.items()
         }
         # few responses, wide bins: what differs should not be the noise
         bins = int(np.clip(np.sqrt(len(test)), 8, max(test.detector.shape)))
         for k, axis in enumerate(row):
             top = max(each[k].max() for each in values.values())
             for model, each in values.items():
-                filled = model == "test"
+                filled = model == SIMULATED
                 sns.histplot(
                     x=each[k],
                     bins=bins,
@@ -439,12 +444,12 @@ def shape_figure(
                     ax=axis,
                 )
             axis.set_ylabel("")
-        row[0].set_ylabel(f"{subset}: {len(test)} responses\nfraction per fibre")
+        row[0].set_ylabel(f"{symbol(subset)}: {len(test)} responses\nshare per fibre")
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
-    figure.suptitle("Test responses (grey) and one generation of each model")
+    figure.suptitle("Shower centre and radius: simulated, and one generation of each model")
     return figure
 
 
@@ -462,7 +467,9 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     """
     if not has_repeats(test):
         figure = Figure(figsize=(8, 1.5), layout="constrained")
-        figure.suptitle(f"{subset}: no particle has several test responses, so no means to compare")
+        figure.suptitle(
+            f"{symbol(subset)}: no particle has several test responses, so no means to compare"
+        )
         return figure
     figure = Figure(figsize=(13, 3.3 * len(generated) + 0.5), layout="constrained")
     axes = figure.subplots(
@@ -483,12 +490,12 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
             axis.set(xlim=(0, 1.05 * top[quantity]), ylim=(0, 1.05 * top[quantity]))
             axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8)
             unit = "fibres²" if quantity.endswith("variance") else "fibres"
-            axis.set_xlabel(f"test ({unit})")
+            axis.set_xlabel(f"{SIMULATED} ({unit})")
             axis.set_ylabel(f"{model} ({unit})")
             axis.set_title(quantity.replace("_", " ") + (" (mean)" if unit == "fibres" else ""))
     axes[0, 0].legend()
     figure.suptitle(
-        f"{subset}: each point a unique particle, its area its number of test responses; "
+        f"{symbol(subset)}: each point a unique particle, its area its number of test responses; "
         "on the line the model is right"
     )
     return figure
@@ -508,7 +515,7 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     """
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     axes = figure.subplots(2, 2, height_ratios=[2, 1], sharex="col")
-    responses = {"simulated": test.responses, **generated}
+    responses = {SIMULATED: test.responses, **generated}
     spectra = {model: photon_spectrum(each) for model, each in responses.items()}
     top = max(len(spectrum) for spectrum in spectra.values())
     # whole numbers first, then ever wider: a bin without a whole number in it would be empty
@@ -529,11 +536,11 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     axes[1, 1].set(xlabel="lit fibres of a response")
     for axis in axes[1]:
         axis.axhline(1, color="0.4", linewidth=0.8)
-        axis.set(ylim=(0, 2.5), ylabel="model / simulated")
+        axis.set(ylim=(0, 2.5), ylabel="over simulated")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
     figure.suptitle(
-        f"{subset}: {len(test)} simulated responses and one generation of each model; "
+        f"{symbol(subset)}: {len(test)} simulated responses and one generation of each model; "
         "grey below: what chance leaves of the simulated ones"
     )
     return figure
@@ -628,7 +635,7 @@ def _dodged(
             fmt=markers[model],
             color=colours[model],
             markersize=6,
-            label=model,
+            label=name_of(model),
         )
 
 
@@ -646,12 +653,15 @@ def _logarithmic(axis: Axes) -> None:
         use(_PlainLog(minor_thresholds=(2, 0.6)))
 
 
-def _finish_groups(figure: Figure, axes: NDArray[Any], subsets: Sequence[str]) -> None:
+def _finish_groups(
+    figure: Figure, axes: NDArray[Any], subsets: Sequence[str], more: Sequence[Line2D] = ()
+) -> None:
+    """Name the data sets, and the models below; ``more`` are further entries of the legend."""
     for axis in axes.flat:
-        axis.set_xticks(range(len(subsets)), subsets)
+        axis.set_xticks(range(len(subsets)), [symbol(subset) for subset in subsets])
         axis.set_xlim(-0.5, len(subsets) - 0.5)
         for edge in range(1, len(subsets)):
             axis.axvline(edge - 0.5, color="0.9", linewidth=0.8)
-        axis.set_xlabel("subset")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
+        axis.set_xlabel("data set")
+    handles = [*axes.flat[0].get_legend_handles_labels()[0], *more]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(_LABELS, len(handles)))

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.names import name_of
 
 __all__ = ["learning_figure", "learning_findings", "learning_pivot"]
 
@@ -76,7 +77,9 @@ def _panel(axis: Axes, table: pd.DataFrame, along: str, most: float) -> None:
             label=label,
         )
     axis.set_ylim(0.5, max(2.0, 1.1 * most))
-    axis.axhline(1.0, color="0.75", linewidth=4, zorder=0, label="floor: new simulations")
+    axis.axhline(
+        1.0, color="0.75", linewidth=4, zorder=0, label=f"floor: {name_of('reference+sum')}"
+    )
     ticks = table.drop_duplicates(along).sort_values(along)
     labels = [f"{row[along]:.0f}\nx {row['repeats']}" for row in ticks.to_dict("records")]
     axis.set_xscale("log")

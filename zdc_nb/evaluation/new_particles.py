@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from zdc_nb.data.events import Events
+from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.comparison import (
     LEVEL,
     Resampled,
@@ -29,6 +30,7 @@ from zdc_nb.evaluation.comparison import (
 )
 from zdc_nb.evaluation.conclusions import as_list, listed_names
 from zdc_nb.evaluation.figures import colours_of
+from zdc_nb.evaluation.names import SIMULATED, name_of
 from zdc_nb.evaluation.nearest import nearest_response
 from zdc_nb.evaluation.tables import in_order
 from zdc_nb.params import derive_seed
@@ -199,7 +201,7 @@ def seen_and_new_figure(table: pd.DataFrame, subset: str) -> Figure:
                 label=f"particles {PARTS[part]}",
             )
         if with_floor:
-            axis.axvline(1.0, color="0.75", linewidth=4, zorder=0, label="floor: new simulations")
+            axis.axvline(1.0, color="0.75", linewidth=4, zorder=0, label=f"floor: {name_of(FLOOR)}")
             axis.set_xlabel(f"{metric} / its floor")
         else:
             axis.set_xlabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
@@ -209,7 +211,7 @@ def seen_and_new_figure(table: pd.DataFrame, subset: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
-        f"{subset}: the same models on particles seen and new, less is better "
+        f"{symbol(subset)}: the same models on particles seen and new, less is better "
         f"({LEVEL:.0%} intervals)"
     )
     return figure
@@ -305,7 +307,7 @@ def distance_figure(table: pd.DataFrame, subset: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
     figure.suptitle(
-        f"{subset}: errors against the distance to the nearest particle that was learned from "
+        f"{symbol(subset)}: errors against the distance to the nearest particle that was learned from "
         f"({LEVEL:.0%} intervals over particles)"
     )
     return figure
@@ -331,7 +333,7 @@ def _against_distance(axis: Axes, table: pd.DataFrame, names: tuple[str, str, st
             markersize=4,
             linewidth=1,
             color=colours[name],
-            label=f"{name}, the floor" if name == FLOOR else name,
+            label=f"floor: {name_of(name)}" if name == FLOOR else name_of(name),
         )
     labels = [
         "0\nlearned from" if most == 0 else f"{least:.2g} to {most:.2g}\n{count} new ones"
@@ -413,12 +415,12 @@ def memorisation_figure(distances: pd.DataFrame, subset: str, part: str) -> Figu
         values = np.sort(distances[name].to_numpy())
         share = np.arange(1, len(values) + 1) / len(values)
         if name == "test":
-            axis.step(values, share, color="black", linewidth=2.5, linestyle=":", label="simulated")
+            axis.step(values, share, color="black", linewidth=2.5, linestyle=":", label=SIMULATED)
         elif name == COPIED:
-            label = "training responses,\nscaled: pure memory"
+            label = f"{name_of(name)}:\npure memory"
             axis.step(values, share, color="#8c564b", linestyle="--", label=label)
         else:
-            label = f"{name}: simulated,\nscaled" if name == FLOOR else name
+            label = name_of(name)
             width = 4 if name == FLOOR else 1.4
             axis.step(values, share, color=colours[name], linewidth=width, label=label)
     axis.set_xlabel(
@@ -426,7 +428,7 @@ def memorisation_figure(distances: pd.DataFrame, subset: str, part: str) -> Figu
     )
     axis.set_ylabel("share of responses that are at most so far")
     axis.set_title(
-        f"{subset}: {len(distances)} responses to particles {PARTS[part]}\n"
+        f"{symbol(subset)}: {len(distances)} responses to particles {PARTS[part]}\n"
         "a line left of the dotted one: closer to training than new simulations are"
     )
     figure.legend(loc="outside right upper", fontsize="small")

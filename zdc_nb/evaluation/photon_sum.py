@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import FEATURES, PDG, Events, Trials
+from zdc_nb.data.symbols import symbol
 from zdc_nb.detector.observables import measure
 from zdc_nb.evaluation.metrics import Observed
+from zdc_nb.evaluation.names import SIMULATED
 from zdc_nb.flows.particle_nets import PhotonSum
 
 if TYPE_CHECKING:
@@ -161,7 +163,7 @@ def calibration_figure(curves: pd.DataFrame, title: str) -> Figure:
             ms=3,
             lw=2.5 if main else 1,
             color="black" if main else None,
-            label=f"{name} ({part['particles'].iloc[0]} particles)",
+            label=f"{symbol(str(name))} ({part['particles'].iloc[0]} particles)",
         )
     axis.axhline(0, color="0.5", ls=":")
     axis.set_xlabel("level of the quantile")
@@ -181,11 +183,11 @@ def quantile_figure(table: pd.DataFrame, title: str) -> Figure:
             style = "-" if level == 0.5 else "--"
             axis.plot(part["energy"], part["drawn"], style, marker="_", color=_DRAWN)
             axis.plot(part["energy"], part["simulated"], "o", ms=4, color=_SIMULATED)
-        axis.set_title(group)
+        axis.set_title(symbol(group))
         axis.set_yscale("log")
         axis.set_xlabel("energy (GeV)")
     axes[0].set_ylabel("photon sum: 10, 50 and 90% points")
-    axes[0].plot([], [], "o", ms=4, color=_SIMULATED, label="simulated")
+    axes[0].plot([], [], "o", ms=4, color=_SIMULATED, label=SIMULATED)
     axes[0].plot([], [], "-", color=_DRAWN, label="drawn")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
@@ -200,7 +202,7 @@ def sum_spectrum_figure(test: Events, drawn: NDArray[np.int64], title: str) -> F
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     counts = np.histogram(sums, edges)[0]
     mean = np.histogram(drawn, edges)[0] / len(drawn)
-    upper.stairs(counts, edges, color=_SIMULATED, label="simulated test responses")
+    upper.stairs(counts, edges, color=_SIMULATED, label=SIMULATED)
     upper.stairs(mean, edges, color=_DRAWN, label="drawn for the same particles")
     upper.set_yscale("log")
     upper.set_ylabel("responses in a bin")
@@ -236,7 +238,7 @@ def channels_figure(test: Events, drawn: Observed, title: str) -> Figure:
         edges = np.concatenate([[0.3], whole - 0.5])
         counts = np.histogram(np.maximum(values, 0.4), edges)[0]
         mean = np.histogram(np.maximum(generated, 0.4), edges)[0] / len(generated)
-        upper.stairs(counts, edges, color=_SIMULATED, label="simulated")
+        upper.stairs(counts, edges, color=_SIMULATED, label=SIMULATED)
         upper.stairs(mean, edges, color=_DRAWN, label="from the particle alone")
         enough = counts > 0
         ratio = (mean / np.maximum(counts, 1))[enough]

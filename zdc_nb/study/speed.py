@@ -334,13 +334,13 @@ def _speed_sentences(speed: pd.DataFrame) -> Iterator[str]:
 def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
     if warning := busy_warning(training):
         yield warning
-    hours = dict.fromkeys(("fused", "plain"), 0.0)
+    seconds = dict.fromkeys(("fused", "plain"), 0.0)
     for model, rows in training.groupby("model", sort=False):
         times = rows.set_index("engine")["ms_per_sample"]
         precision = rows.set_index("engine")["precision"]
         responses = int(rows["responses"].iloc[0])
-        for engine in hours:
-            hours[engine] += responses * times[engine] / 3.6e6
+        for engine in seconds:
+            seconds[engine] += responses * times[engine] / 1000
         ratio = times["plain"] / times["fused"]
         yield (
             f"**The {model}s** were trained on {responses:,} responses, each counted once an epoch. "
@@ -348,12 +348,20 @@ def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
             f"{precision['fused']}; in plain torch and {precision['plain']} it takes "
             f"{times['plain']:.3g} ms, {ratio:.3g} times as long."
         )
+    unit, length = _unit_of(seconds["fused"])
     yield (
         f"**What this bought**: at these rates, measured one after the other on all cores, the "
-        f"trainings of this study take {hours['fused']:.2g} hours, and in plain torch they would "
-        f"take {hours['plain']:.2g}. In the same time, plain torch would have seen "
-        f"{hours['fused'] / hours['plain']:.0%} of these responses."
+        f"trainings of this study take {seconds['fused'] / length:.2g} {unit}, and in plain torch they "
+        f"would take {seconds['plain'] / length:.2g}. In the same time, plain torch would have seen "
+        f"{seconds['fused'] / seconds['plain']:.0%} of these responses."
     )
+
+
+def _unit_of(seconds: float) -> tuple[str, float]:
+    """The unit that a time is told in, and its length in seconds."""
+    if seconds < 120:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
 
 
 def _pace(ratio: float) -> str:

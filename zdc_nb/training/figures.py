@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from zdc_nb.data.symbols import symbol
 from zdc_nb.training.losses import DISTILLATION_TERMS
 
 __all__ = ["likelihood_figure", "student_figure"]
@@ -39,6 +41,7 @@ def likelihood_figure(history: pd.DataFrame, title: str, unit: str = "fibre") ->
     epoch, value = best["epoch"].item(), best["value"].item()
     axis.axvline(epoch, color="0.5", ls=":", label=f"kept: epoch {epoch}, {value:.4f}")
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(f"negative log-likelihood (nats per {unit})")
     axis.set_title(title)
     axis.legend(frameon=False)
@@ -64,6 +67,7 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
         axis.set_visible(False)
     for axis in axes:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False)
-    figure.suptitle(f"Distilling the student of {subset}, setup {setup}: terms of the loss")
+    figure.suptitle(f"Distilling the student of {symbol(subset)}, setup {setup}: terms of the loss")
     return figure

@@ -1,0 +1,128 @@
+"""What people read: symbols of particles, names of models, and a text for each figure."""
+
+import ast
+import json
+import unicodedata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib import get_data_path
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+
+from zdc_nb.data.figures import description_of, save_figure
+from zdc_nb.data.simulation import SPECIES
+from zdc_nb.data.symbols import symbol
+from zdc_nb.evaluation.names import name_of, with_names
+from zdc_nb.params import SUBSETS
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+CODES = [species.pdg for species in SPECIES]
+
+
+def test_symbols_are_those_of_the_literature() -> None:
+    names = ["n", "Λ", "K⁰ₛ", "Σ⁺", "all species"]
+    assert [symbol(subset) for subset in SUBSETS] == names
+    wanted = {
+        22: "\N{GREEK SMALL LETTER GAMMA}",
+        -2112: "n\u0304",
+        -3122: "Λ\u0304",
+        -3112: "Σ\u0304⁺",
+        130: "K⁰ₗ",
+        -211: "π⁻",
+    }
+    assert {pdg: symbol(pdg) for pdg in wanted} == wanted
+    assert symbol(0) == "PDG 0"
+    # what has no raised or lowered letter in Unicode is still legible
+    assert symbol(14) == "\N{GREEK SMALL LETTER NU}_μ"
+    assert symbol("others") == "others"
+
+
+def test_particle_and_antiparticle_of_all_species_have_symbols_of_their_own() -> None:
+    both = {code for pdg in CODES for code in (pdg, -pdg) if abs(pdg) not in (22, 130, 310)}
+    found = {symbol(pdg) for pdg in both}
+    assert len(found) == len(both)
+    assert not any(name.startswith("PDG") for name in found)
+
+
+@pytest.mark.parametrize("font", ["DejaVuSans.ttf", "DejaVuSans-Bold.ttf"])
+def test_the_font_of_figures_has_every_sign(font: str) -> None:
+    known = FT2Font(str(Path(get_data_path()) / "fonts" / "ttf" / font)).get_charmap()
+    signs = {sign for pdg in CODES for sign in symbol(pdg)}
+    assert [unicodedata.name(sign) for sign in signs if ord(sign) not in known] == []
+
+
+def test_one_name_a_thing() -> None:
+    names = {"reference": "new simulations", "reference+sum": "new simulations, scaled"}
+    assert {key: name_of(key) for key in names} == names
+    assert name_of("test") == "simulated (test)"
+    assert name_of("bs+ch") == "bs+ch"
+    assert name_of("bs+ch+N") == "bs+ch+N"
+
+
+def test_a_table_is_shown_with_names_and_keeps_its_keys() -> None:
+    rows = [("k0s", "reference+sum", 1.25), ("all", "<b>", 2.0)]
+    table = pd.DataFrame(rows, columns=["subset", "model", "WS"])
+    flat = with_names(table.style.format(precision=1).hide(axis="index"))
+    cells = [cell.get_text() for cell in BeautifulSoup(flat.to_html(), "html.parser").select("td")]
+    assert cells == ["K⁰ₛ", "new simulations, scaled", "1.2", "all species", "<b>", "2.0"]
+    wide = with_names(table.pivot(index="subset", columns="model", values="WS"))
+    page = BeautifulSoup(wide.to_html(), "html.parser")
+    heads = [cell.get_text() for cell in page.select("th.col_heading, th.row_heading")]
+    assert sorted(heads) == ["<b>", "K⁰ₛ", "all species", "new simulations, scaled"]
+    assert [cell.get_text() for cell in page.select("th.index_name")] == ["model", "data set"]
+    assert [*wide.index] == ["all", "k0s"]
+
+
+def test_a_figure_without_a_text_has_none(tmp_path: Path) -> None:
+    figure = Figure()
+    figure.savefig(tmp_path / "bare.png")
+    assert description_of(tmp_path / "bare.png") == ""
+    save_figure(figure, tmp_path / "told.png", "Nothing is shown.")
+    assert description_of(tmp_path / "told.png") == "Nothing is shown."
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match="cannot identify image"):
+        description_of(tmp_path / "torn.png")
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """The name of each figure that a notebook saves, and its text; braces stand for values."""
+    found = {}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        tree = ast.parse("".join(cell["source"]))
+        texts = {
+            ast.unparse(node.targets[0]): node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "stage.figure",
+                "save_figure",
+            ):
+                _, name, text = node.args
+                while isinstance(text, ast.Name):
+                    text = texts[text.id]
+                found[ast.unparse(name)] = literal(text)
+    return found
+
+
+def literal(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "{}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_of_a_notebook_has_a_text_of_its_own(path: Path) -> None:
+    texts = texts_of(path)
+    assert texts, "a notebook without a figure"
+    assert len({*texts.values()}) == len(texts)
+    for name, text in texts.items():
+        assert text[0].isupper() or text[0] == "{", name
+        assert text.endswith("."), name
+        assert 60 < len(text) < 320, name
