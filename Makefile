@@ -21,6 +21,7 @@ help: ## show this list
 	@echo "  CORES=4                  how many cores    (now $$CORES)"
 	@echo "  PROFILE=slurm            on a cluster      (now $$PROFILE)"
 	@echo "  PYTHON=python3.12        another Python    (now $(PYTHON))"
+	@echo "  LAB=\"--no-browser\"       options of JupyterLab, for make lab"
 
 # As variables of the shell, which are only text to it, and none that make would expand first.
 override STUDY := $(value STUDY)
@@ -117,9 +118,14 @@ learning: $(VENV)/.installed ## a learning curve: more particles, or more respon
 	$(BIN)/python -m zdc_nb.study.pages "$$folder/18_learning.ipynb" "$$folder/index.html" && \
 	echo "The report: $$PWD/$$folder/index.html"
 
+# More options of JupyterLab: LAB="--allow-root --no-browser --port 8888".
+LAB ?=
+override LAB := $(value LAB)
+export LAB
+
 lab: $(VENV)/.installed ## JupyterLab with this project's kernel
 	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $$LAB notebooks
 
 clean: ## remove the results of all studies, and caches; .venv stays
 	rm -rf artifacts reports .snakemake .mypy_cache .pytest_cache .ruff_cache .hypothesis
