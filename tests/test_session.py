@@ -35,7 +35,7 @@ def text_of(path: Path) -> str:
     return "".join(out.get("text", "") for out in outputs)
 
 
-# the README's own example, and what used to overwrite a valid model
+# the example of docs/notebooks.md, and what used to overwrite a valid model
 @pytest.mark.parametrize(
     ("notebook", "keys"),
     [
