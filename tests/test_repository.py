@@ -33,7 +33,9 @@ STUDIES = sorted(
     if path.stem not in ("bench", "changes", "claim", "learning")
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONGEST_CELL = 35
+LONGEST_README = 130
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -171,12 +173,75 @@ def test_readme_holds_no_notes_to_its_authors() -> None:
     assert re.findall(r"TODO.*|<!--.*", readme) == []
 
 
-def test_everything_that_the_readme_links_to_exists() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
-    inside = [target for target in targets if not target.startswith(("https://", "#"))]
-    assert "LICENSE" in inside
-    assert [target for target in inside if not (ROOT / target).exists()] == []
+def test_readme_stays_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_README
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def without_code(page: str) -> str:
+    """A Markdown page without its code, in which a link is none."""
+    return re.sub(
+        r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    )
+
+
+def links_of(page: str) -> list[str]:
+    """Targets of all links and pictures of a Markdown page, with their anchors."""
+    page = without_code(page)
+    inline = re.findall(r"\]\(([^)\s]+)\)", page)
+    return inline + re.findall(r"^\[[^]]+\]: *(\S+)$", page, flags=re.MULTILINE)
+
+
+def anchors_of(page: str) -> list[str]:
+    """The anchors that GitHub gives to the headings of a Markdown page."""
+    blocks = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", blocks, flags=re.MULTILINE)
+    found: list[str] = []
+    for heading in headings:
+        text = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = sum(re.sub(r"-\d+$", "", other) == text for other in found)
+        found.append(f"{text}-{again}" if again else text)
+    return found
+
+
+def dead_links(path: Path) -> list[str]:
+    """Relative links of a page that lead to no file, or to no heading of one."""
+    dead = []
+    for link in links_of(path.read_text(encoding="utf-8")):
+        if link.startswith(("https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (
+            anchor and anchor not in anchors_of(target.read_text(encoding="utf-8"))
+        ):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
+def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+    assert dead_links(path) == []
+
+
+def test_a_dead_link_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `page`, and more\n[here](#a-page-and-more) [nowhere](#a-page) ![no](no.png)\n"
+        "[other](other.md#two-1) [three](other.md#three) [ref][1] `[code](code.md)`\n"
+        "```text\n# comment\n[code](code.md)\n```\n[comment](#comment)\n\n[1]: ref.md\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "other.md").write_text("# One\n## Two\n## Two\n", encoding="utf-8")
+    assert dead_links(page) == ["#a-page", "no.png", "other.md#three", "#comment", "ref.md"]
+
+
+def test_every_page_is_listed_and_the_readme_names_the_list() -> None:
+    index = ROOT / "docs" / "index.md"
+    listed = {link.partition("#")[0] for link in links_of(index.read_text(encoding="utf-8"))}
+    assert {path.name for path in PAGES} - {"README.md", "index.md"} <= listed
+    assert "docs/index.md" in links_of((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
 def test_python_version_is_the_same_everywhere() -> None:
