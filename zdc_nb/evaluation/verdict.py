@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.sentences import listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
@@ -159,6 +160,6 @@ def _where(found: pd.DataFrame, setups: Sequence[str]) -> str:
         for setup in setups:
             subsets = found.loc[found["model"] == setup, "subset"]
             if len(subsets):
-                yield f"{listed_names(subsets)} (`{setup}`)"
+                yield f"{listed_names(map(symbol, subsets))} (`{setup}`)"
 
     return listed_names(parts())

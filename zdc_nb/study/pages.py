@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from zdc_nb.data.symbols import symbol
 from zdc_nb.params import Study
 from zdc_nb.storage import write_text
 from zdc_nb.study.progress import State, read_notebook
@@ -33,6 +34,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+TEMPLATES.globals["symbol"] = symbol
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def navigation(states: Sequence[State], here: str) -> list[Group]:
         if single:
             lines = [Line("", [_link(runs[0], title)])]
         elif all(len(state.stage.suffixes) == 1 for state in runs):
-            lines = [Line("", [_link(state, state.stage.suffixes[0]) for state in runs])]
+            lines = [Line("", [_link(state, symbol(state.stage.suffixes[0])) for state in runs])]
         else:
             lines = [
                 Line(
@@ -91,7 +93,7 @@ def _link(state: State, label: str) -> Link:
 
 
 def _title(state: State) -> str:
-    return ", ".join((state.stage.row.title, *state.stage.suffixes))
+    return ", ".join((state.stage.row.title, *map(symbol, state.stage.suffixes)))
 
 
 def write_pages(study: Study, states: Sequence[State]) -> list[Path]:

@@ -243,10 +243,13 @@ def _speed_table(frame: pd.DataFrame) -> Markup:
 
 
 def _table(styler: Styler, formatter: str | None = None) -> Markup:
-    """HTML of a styled table, safe whatever names it holds."""
+    """HTML of a styled table with printed names, safe whatever it holds."""
+    from zdc_nb.evaluation.names import with_names  # noqa: PLC0415 - slow to import
+
     styler = styler.format(formatter, escape="html")
     for axis in (0, 1):
         styler = styler.format_index(escape="html", axis=axis)
+    styler = with_names(styler)
     return Markup(styler.to_html(table_attributes='class="results"'))
 
 
