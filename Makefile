@@ -43,9 +43,10 @@ study: $(VENV)/$(if $(HERE),.installed,.installed-slurm) ## run a study and prin
 smoke: ## the same on params/smoke.yaml, in minutes
 	@$(MAKE) --no-print-directory study STUDY=params/smoke.yaml
 
-# Slurm is unpacked for the tests, not installed. On a machine without apt-get they do without.
+# Slurm and Chromium are unpacked for the tests, not installed. On a machine without apt-get they do without.
 define CHECK
-$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python tests/slurm_cluster.py install)
+$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python -m tests.slurm_cluster install)
+$(if $(wildcard /usr/bin/apt-get),-$(BIN)/python -m tests.browser)
 $(BIN)/ruff check .
 $(BIN)/ruff format --check .
 $(BIN)/mypy

@@ -1,5 +1,7 @@
 """Pages in a real browser: Chromium without a screen, where there is one.
 
+``python -m tests.browser`` gets it where the system has none.
+
 .. code-block:: python
 
     @pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
@@ -20,10 +22,12 @@ from typing import NamedTuple
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-NO_BROWSER = (
-    "no browser: Chromium and its chromedriver are neither on PATH nor in "
-    f"{Path(sys.prefix) / 'chromium'}"
-)
+from tests.debian import UnpackError, libraries, unpack
+
+PREFIX = Path(sys.prefix) / "chromium"
+"""Where Debian's packages are unpacked, unless the system has a Chromium."""
+
+NO_BROWSER = f"no browser: Chromium and its chromedriver are neither on PATH nor in {PREFIX}"
 """Why a test that needs a browser is skipped."""
 
 
@@ -35,9 +39,9 @@ class Browser(NamedTuple):
 
 
 def find_browser() -> Browser | None:
-    """Chromium and its driver, on PATH or in the folder ``chromium`` of the environment."""
-    own = Path(sys.prefix) / "chromium"
-    places = os.pathsep.join([os.environ.get("PATH", ""), str(own), str(own / "bin")])
+    """Chromium and its driver, the system's or those that :func:`install` has unpacked."""
+    own = [PREFIX / "usr/lib/chromium", PREFIX / "usr/bin"]
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, own)])
 
     def find(*names: str) -> Path | None:
         found = next((path for name in names if (path := shutil.which(name, path=places))), None)
@@ -46,6 +50,12 @@ def find_browser() -> Browser | None:
     chromium = find("chromium", "chromium-browser", "google-chrome", "chrome")
     driver = find("chromedriver", "chromium.chromedriver")
     return None if chromium is None or driver is None else Browser(chromium, driver)
+
+
+def install() -> None:
+    """Unpack Chromium unless there is a browser; raises :class:`tests.debian.UnpackError`."""
+    if find_browser() is None:
+        unpack(("chromium", "chromium-driver"), PREFIX)
 
 
 @contextmanager
@@ -78,7 +88,11 @@ def open_browser(width: int = 1280, height: int = 900) -> Iterator[Chrome]:
             options.add_argument(option)
         # what a page writes to its console can be read: driver.get_log("browser")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = Chrome(options=options, service=Service(str(found.chromedriver)))
+        environment = dict(os.environ)
+        if found.chromium.is_relative_to(PREFIX):
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, libraries(PREFIX)))
+        service = Service(str(found.chromedriver), env=environment)
+        driver = Chrome(options=options, service=service)
         try:
             # the window has a least width of its own, a page has not
             driver.execute_cdp_cmd(
@@ -88,3 +102,11 @@ def open_browser(width: int = 1280, height: int = 900) -> Iterator[Chrome]:
             yield driver
         finally:
             driver.quit()
+
+
+if __name__ == "__main__":
+    try:
+        install()
+    except UnpackError as error:
+        sys.exit(str(error))
+    print("Browser:", find_browser())

@@ -1,8 +1,8 @@
 """A private Slurm of one node for tests: set up, used and taken down, by any user, root or not.
 
 It is a real Slurm with its own configuration, key, ports and folders, so that one that the machine
-may belong to is neither used nor changed. ``python tests/slurm_cluster.py install`` gets the
-programs where the system has none, ``python tests/slurm_cluster.py run COMMAND...`` runs a command
+may belong to is neither used nor changed. ``python -m tests.slurm_cluster install`` gets the
+programs where the system has none, ``python -m tests.slurm_cluster run COMMAND...`` runs a command
 while a cluster is up, for example ``make smoke PROFILE=slurm``.
 """
 
@@ -23,6 +23,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.debian import UnpackError, libraries, unpack
+
 __all__ = ["ENDS_WITH_US", "Cluster", "SlurmError", "find_programs", "install", "private_cluster"]
 
 PREFIX = Path(sys.prefix) / "slurm"
@@ -35,17 +37,6 @@ PATIENCE = 60
 """Seconds after which a daemon that has not answered is taken to have failed."""
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 """In front of a command: nothing is left to wait for ever if this process is killed."""
-
-# The system's sources and keys, but lists, packages and hooks of our own: nothing needs root.
-APT_CONF = """\
-Dir::State "{apt}/state";
-Dir::State::status "/var/lib/dpkg/status";
-Dir::Cache "{apt}/cache";
-Dir::Log "{apt}";
-APT::Sandbox::User "";
-Debug::NoLocking "true";
-#clear APT::Update;
-"""
 
 # The node has memory for every stage: it is not there, and nothing holds jobs to what they ask for,
 # but requests are scheduled as on a real cluster.
@@ -157,16 +148,14 @@ def find_programs() -> Programs:
     if None in unpacked.values():
         missing = ", ".join(name for name, path in paths.items() if not path)
         raise SlurmError(f"no {missing} in PATH, and no Slurm in {PREFIX}")
-    libraries = [path for part in ("usr/lib", "lib") for path in (PREFIX / part).glob("*-linux-*")]
-    plugins = [path / "slurm-wlm" for path in libraries if (path / "slurm-wlm").is_dir()]
     found = {name: Path(path) for name, path in unpacked.items() if path}
-    return Programs(found, [*plugins, *libraries])
+    return Programs(found, libraries(PREFIX))
 
 
 def install() -> None:
     """Unpack Debian's or Ubuntu's packages into ``PREFIX`` unless there is a Slurm already.
 
-    apt checks what it downloads against the system's keys. Nothing is installed.
+    Nothing is installed.
 
     Raises
     ------
@@ -179,32 +168,14 @@ def install() -> None:
         pass
     else:
         return
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise SlurmError("neither Slurm nor apt-get and dpkg-deb, from which it could be had")
-    shutil.rmtree(PREFIX, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="slurm-apt-") as name:
-        apt = Path(name)
-        for folder in ("state/lists/partial", "cache/archives/partial"):
-            (apt / folder).mkdir(parents=True)
-        (apt / "apt.conf").write_text(APT_CONF.format(apt=apt), "utf-8")
-        apt_get = ["apt-get", "--config-file", str(apt / "apt.conf"), "--quiet", "--yes"]
-        get = ["--no-install-recommends", "--download-only", "install", *PACKAGES]
-        for arguments in (["update"], get):
-            done = subprocess.run(
-                [*apt_get, *arguments], capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise SlurmError(f"{' '.join(apt_get)} {arguments[0]}: {done.stdout}{done.stderr}")
-        # under its name only when it is complete
-        unpacked = PREFIX.with_name("slurm.partial")
-        shutil.rmtree(unpacked, ignore_errors=True)
-        for package in sorted((apt / "cache" / "archives").glob("*.deb")):
-            subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
-        # Slurm goes by the name that a program is called by. In Debian's packages it ends in -wlm,
-        # and an installation would add links.
-        for program in unpacked.glob("usr/*bin/*-wlm"):
-            program.with_name(program.name.removesuffix("-wlm")).symlink_to(program.name)
-        unpacked.rename(PREFIX)
+    try:
+        unpack(PACKAGES, PREFIX)
+    except UnpackError as error:
+        raise SlurmError(str(error)) from error
+    # Slurm goes by the name that a program is called by. In Debian's packages it ends in -wlm,
+    # and an installation would add links.
+    for program in PREFIX.glob("usr/*bin/*-wlm"):
+        program.with_name(program.name.removesuffix("-wlm")).symlink_to(program.name)
     find_programs()
 
 
