@@ -3,14 +3,17 @@
 import ast
 import json
 import unicodedata
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from PIL import Image
 
 from zdc_nb.data.figures import description_of, save_figure
 from zdc_nb.data.simulation import SPECIES
@@ -85,6 +88,20 @@ def test_a_figure_without_a_text_has_none(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"no picture")
     with pytest.raises(OSError, match="cannot identify image"):
         description_of(tmp_path / "torn.png")
+
+
+def test_a_saved_figure_has_its_colours_and_is_small(tmp_path: Path) -> None:
+    figure = Figure(figsize=(4, 3))
+    axis = figure.subplots()
+    axis.imshow(np.arange(400).reshape(20, 20), cmap="viridis")
+    axis.plot([1, 2], [3, 3], color="#d55e00", linewidth=1)
+    full = BytesIO()
+    figure.savefig(full, dpi=150, bbox_inches="tight", format="png")
+    save_figure(figure, tmp_path / "saved.png", "A line on squares.")
+    with Image.open(full) as before, Image.open(tmp_path / "saved.png") as after:
+        pixels = [np.asarray(each.convert("RGB"), np.int64) for each in (before, after)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 12
+    assert (tmp_path / "saved.png").stat().st_size < 0.6 * len(full.getvalue())
 
 
 def texts_of(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import PIL.Image
+import PIL.PngImagePlugin
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -57,9 +59,15 @@ def save_figure(figure: Figure, path: Path, text: str) -> Image:
     ``text`` describes it in a sentence or two. It is written into the file, where
     :func:`description_of` finds it, and stands for the picture where that cannot be seen.
     """
-    with write_atomically(path) as temporary:
-        metadata = {"Description": text}
-        figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, bbox_inches="tight", format="png")
+    # a palette makes a third of the file, and pages hold many; this method keeps rare colours
+    method = PIL.Image.Quantize.MAXCOVERAGE
+    with PIL.Image.open(drawn) as full, write_atomically(path) as temporary:
+        picture = full.convert("RGB").quantize(256, method, dither=PIL.Image.Dither.NONE)
+        told = PIL.PngImagePlugin.PngInfo()
+        told.add_itxt("Description", text)
+        picture.save(temporary, "PNG", pnginfo=told)
     return Image(path.read_bytes(), retina=True, alt=text)  # type: ignore[no-untyped-call]
 
 
@@ -207,14 +215,15 @@ def spectra_figure(events: Events) -> Figure:
     )
     for axis, (values, label) in zip(axes, spectra, strict=True):
         edges = np.geomspace(values[values > 0].min(), values.max() * 1.001, 41).tolist()
-        axis.hist(values, edges, histtype="step", color="black", linewidth=1.6, label="all")
+        axis.hist(values, edges, histtype="step", color="black", linewidth=1.6, label="all species")
         colours = [*sns.color_palette("colorblind", len(leading)), "0.5"]
         for (name, mask), colour in zip(parts.items(), colours, strict=False):
             axis.hist(values[mask], edges, histtype="step", color=colour, label=name)
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="responses in a bin")
     axes[0].set_title("Energy")
     axes[1].set_title("Light")
-    axes[0].legend(fontsize=9, loc="upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
     figure.suptitle(f"Spectra of {len(events)} responses, by species (bins of equal ratio)")
     return figure
 

@@ -46,7 +46,7 @@ _AXES = {
     "species": "species",
     "energy": "energy of the particle (GeV)",
     "photon sum": "photons asked for",
-    "edge": "impact point and edge of the face (mm)",
+    "edge": "impact point to edge of the face (mm)",
 }
 
 
@@ -72,7 +72,8 @@ def pulls_figure(closure: Closure, model: str) -> Figure:
         for place in range(1, len(bins)):
             if bins[place][0] != bins[place - 1][0]:
                 axis.axvline(place - 0.5, color="black", linewidth=1.5)
-    axes[-1].set_xticks(range(len(bins)), [name for _, name in bins], rotation=40, ha="right")
+    labels = [symbol(name) if by == "species" else name for by, name in bins]
+    axes[-1].set_xticks(range(len(bins)), labels, rotation=40, ha="right")
     figure.colorbar(image, ax=axes, label="pull", extend="both", shrink=0.7, pad=0.01)
     return figure
 
@@ -113,10 +114,10 @@ def means_figure(closure: Closure, model: str) -> Figure:
     means = closure.means
     shares = [name for name in dict.fromkeys(means["quantity"]) if name.startswith("share of")]
     rows: list[tuple[str, Sequence[str], bool]] = [
-        ("photons /\nphotons asked", ["photons"], True),
+        ("photons, of\nthose asked for", ["photons"], True),
         ("lit fibres", ["lit fibres"], True),
         ("light of\nthe channels", shares, True),
-        ("centre off by\n(fibres)", ["centre row", "centre column"], False),
+        ("centre, off\nby (fibres)", ["centre row", "centre column"], False),
         ("radius", ["radius"], True),
         ("variance\nof the centre", ["variance of centre"], True),
         ("variance\nof the radius", ["variance of radius"], True),
@@ -131,10 +132,10 @@ def means_figure(closure: Closure, model: str) -> Figure:
         for axis, by in zip(line, sorts, strict=False):
             chosen = means[(means["by"] == by) & means["quantity"].isin(quantities)]
             _deviations(axis, chosen, quantities, is_ratio, colours_of([model])[model])
-        line[0].set_ylabel(label + ("\n(generated /\nsimulated)" if len(label) < 13 else ""))
+        line[0].set_ylabel(label)
     for axis, by in zip(axes[-1], sorts, strict=False):
         names = list(dict.fromkeys(means.loc[means["by"] == by, "bin"]))
-        short = [_without_unit(name) for name in names]
+        short = [symbol(name) if by == "species" else _without_unit(name) for name in names]
         axis.set_xticks(range(len(names)), short, rotation=35, ha="right")
         axis.set_xlabel(_AXES[by])
     handles: list[Any] = [
@@ -147,7 +148,9 @@ def means_figure(closure: Closure, model: str) -> Figure:
     for name, marker in markers:
         handles.append(Line2D([], [], linestyle="", color="0.3", marker=marker, label=name))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
-    figure.suptitle(f"{model}: generated over simulated; error bars over particles")
+    figure.suptitle(
+        f"{model}: generated over simulated (of the centre: difference); error bars over particles"
+    )
     return figure
 
 
@@ -319,7 +322,7 @@ def correlations_figure(closure: Closure, model: str) -> Figure:
         lower.set_xlabel("distance (steps)")
         lower.set_xticks(x)
     axes[0, 0].set_ylabel("correlation of photons")
-    axes[1, 0].set_ylabel("less the simulated")
+    axes[1, 0].set_ylabel("less simulated")
     handles: list[Any] = [Patch(color=_SIMULATED, label=f"{SIMULATED}; below: 2 uncertainties")]
     handles.append(Line2D([], [], color=colour, label=model))
     for label, filled in (("same field of the chess board", colour), ("other field", "white")):

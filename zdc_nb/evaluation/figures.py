@@ -86,6 +86,9 @@ _LABELS = 9
 
 _FLOOR = "reference+sum"
 
+_MANY = 5
+"""More panels than these would be too small side by side."""
+
 _MORE_MARKERS = ("P", "X", "<", ">", "p", "h", "d", "8")
 
 OURS, THEIRS = "this study", "published, other data"
@@ -141,7 +144,10 @@ def sample_figure(
     """
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
     columns = [events.responses, *generated]
-    figure = Figure(figsize=(2.6 * len(columns) + 0.8, 2.75 * len(events)), layout="constrained")
+    # of many columns smaller pictures: a page shows them all in its width
+    side = 2.6 if len(columns) <= _MANY else 1.9
+    size = side * len(columns) + 0.8, (side + 0.15) * len(events)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(events), len(columns), squeeze=False, sharex=True, sharey=True)
     brightest = max(int(column.max()) for column in columns)
     for row, column in product(range(len(events)), range(len(columns))):
@@ -385,7 +391,7 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
             legend=False,
             ax=axis,
         )
-        axis.set(title=term, xlabel="epoch", ylabel="")
+        axis.set(title=term.replace("_", ", ") + " loop" * ("_" in term), xlabel="epoch", ylabel="")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if (chosen["value"] > 0).all():
             _logarithmic(axis)
@@ -485,15 +491,17 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
                 before[quantity].T, after[quantity].T, ("row", "column"), strict=False
             ):
                 label = name if quantity.startswith("centre") else None
-                axis.scatter(a, b, 3 * counts, alpha=0.5, linewidths=0, label=label)
+                axis.scatter(a, b, np.maximum(3 * counts, 9), alpha=0.5, linewidths=0, label=label)
             top[quantity] = max(top[quantity], before[quantity].max(), after[quantity].max())
             axis.set(xlim=(0, 1.05 * top[quantity]), ylim=(0, 1.05 * top[quantity]))
             axis.axline((0, 0), slope=1, color="0.4", linewidth=0.8)
             unit = "fibres²" if quantity.endswith("variance") else "fibres"
-            axis.set_xlabel(f"{SIMULATED} ({unit})")
+            if axis in axes[-1]:
+                axis.set_xlabel(f"{SIMULATED} ({unit})")
             axis.set_ylabel(f"{model} ({unit})")
             axis.set_title(quantity.replace("_", " ") + (" (mean)" if unit == "fibres" else ""))
-    axes[0, 0].legend()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title="shower centre")
     figure.suptitle(
         f"{symbol(subset)}: each point a unique particle, its area its number of test responses; "
         "on the line the model is right"
@@ -602,14 +610,19 @@ def importance_figure(importances: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(importances["model"]))
     largest = importances.groupby("feature", sort=False)["importance"].max()
     shown = largest.sort_values(ascending=False, kind="stable").index[:SHOWN_FEATURES]
-    size = 3.2 + 2.4 * len(models), 1.4 + 0.3 * len(shown)
+    across = min(len(models), _MANY)
+    down = -(-len(models) // across)
+    size = 3.2 + 2.4 * across, down * (0.6 + 0.3 * len(shown)) + 0.8
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, model in zip(axes, models, strict=True):
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for axis, model in zip(axes, models, strict=False):
         part = importances[importances["model"] == model].set_index("feature")["importance"]
         axis.barh(shown, part.reindex(shown), color=colours_of(models)[model])
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set_title(model)
+        axis.tick_params(labelbottom=True)
+    for axis in axes[len(models) :]:
+        axis.remove()
     axes[0].invert_yaxis()
     figure.supxlabel("fall of the AUC when the feature is shuffled", fontsize="medium")
     figure.suptitle("What tells generated from simulated responses")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -37,6 +38,8 @@ LEVELS = np.arange(1, 20) / 20
 """At which calibration is looked at."""
 
 QUANTILES = (0.1, 0.5, 0.9)
+
+_DRAWN_NAME = "drawn for the same particles"
 
 _BINS = 4
 """Of the energy, of as many responses each."""
@@ -169,7 +172,7 @@ def calibration_figure(curves: pd.DataFrame, title: str) -> Figure:
     axis.set_xlabel("level of the quantile")
     axis.set_ylabel("share of simulated sums below it, less the level")
     axis.set_title(title)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     return figure
 
 
@@ -186,10 +189,10 @@ def quantile_figure(table: pd.DataFrame, title: str) -> Figure:
         axis.set_title(symbol(group))
         axis.set_yscale("log")
         axis.set_xlabel("energy (GeV)")
-    axes[0].set_ylabel("photon sum: 10, 50 and 90% points")
+    axes[0].set_ylabel("10, 50 and 90% points\nof the photon sum (photons)")
     axes[0].plot([], [], "o", ms=4, color=_SIMULATED, label=SIMULATED)
-    axes[0].plot([], [], "-", color=_DRAWN, label="drawn")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].plot([], [], "-", color=_DRAWN, label=_DRAWN_NAME)
+    _legend_below(figure, axes[0])
     figure.suptitle(title)
     return figure
 
@@ -203,10 +206,9 @@ def sum_spectrum_figure(test: Events, drawn: NDArray[np.int64], title: str) -> F
     counts = np.histogram(sums, edges)[0]
     mean = np.histogram(drawn, edges)[0] / len(drawn)
     upper.stairs(counts, edges, color=_SIMULATED, label=SIMULATED)
-    upper.stairs(mean, edges, color=_DRAWN, label="drawn for the same particles")
+    upper.stairs(mean, edges, color=_DRAWN, label=_DRAWN_NAME)
     upper.set_yscale("log")
     upper.set_ylabel("responses in a bin")
-    upper.legend(frameon=False)
     upper.set_title(title)
     enough = counts > 0
     middle = np.sqrt(edges[:-1] * edges[1:])[enough]
@@ -216,7 +218,8 @@ def sum_spectrum_figure(test: Events, drawn: NDArray[np.int64], title: str) -> F
     lower.set_ylim(0.5, 1.5)
     lower.set_xscale("log")
     lower.set_ylabel("drawn / simulated")
-    lower.set_xlabel("photon sum")
+    lower.set_xlabel("photon sum (photons)")
+    _legend_below(figure, upper)
     return figure
 
 
@@ -239,7 +242,7 @@ def channels_figure(test: Events, drawn: Observed, title: str) -> Figure:
         counts = np.histogram(np.maximum(values, 0.4), edges)[0]
         mean = np.histogram(np.maximum(generated, 0.4), edges)[0] / len(generated)
         upper.stairs(counts, edges, color=_SIMULATED, label=SIMULATED)
-        upper.stairs(mean, edges, color=_DRAWN, label="from the particle alone")
+        upper.stairs(mean, edges, color=_DRAWN, label=_DRAWN_NAME)
         enough = counts > 0
         ratio = (mean / np.maximum(counts, 1))[enough]
         middle = np.sqrt(edges[:-1] * edges[1:])[enough]
@@ -253,9 +256,15 @@ def channels_figure(test: Events, drawn: Observed, title: str) -> Figure:
     axes[1, 0].set_ylim(0.5, 1.5)
     axes[0, 0].set_ylabel("responses in a bin\n(leftmost bin: no photon)")
     axes[1, 0].set_ylabel("over simulated")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    _legend_below(figure, axes[0, 0])
     figure.suptitle(title)
     return figure
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    """Below the panels, where it lies on nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def light_table(trials: Trials, events: Events, drawn: NDArray[np.int64]) -> pd.DataFrame:

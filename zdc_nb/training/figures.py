@@ -68,6 +68,7 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].legend(frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     figure.suptitle(f"Distilling the student of {symbol(subset)}, setup {setup}: terms of the loss")
     return figure
