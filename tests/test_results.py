@@ -226,7 +226,7 @@ def test_ablation_findings_say_what_the_table_says(table: pd.DataFrame) -> None:
     assert (
         "Above it by more than 2 uncertainties of generation: every flow on every data set" in text
     )
-    assert "`reference`, which is not told the photon sum, has n 10.00, all 10.00" in text
+    assert "which are not told the photon sum, have n 10.00, all 10.00" in text
     assert "no praise" not in text
     better = "MAE_cw better on n -8.0% [-10.0, -6.0], worse on none, neither shown on all; "
     assert better + "WS better on none, worse on all +5.0% [+1.0, +9.0], neither" in text
@@ -299,7 +299,10 @@ def test_shape_findings_name_the_worst_error_beside_the_floor() -> None:
     wide = (floor["quantity"] == "radius_variance") & (floor["error"] == "MAE")
     floor.loc[wide, "mean"] /= 2
     text = shape_findings(pd.concat([floor, published]))
-    assert "multiple of that of `reference+sum`: teacher 4.00 (radius variance MAE), bs" in text
+    assert (
+        "multiple of that of new simulations, scaled: teacher 4.00 (radius variance MAE), bs"
+        in text
+    )
 
 
 def test_shape_findings_count_the_errors_that_improve() -> None:

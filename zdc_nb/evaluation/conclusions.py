@@ -16,6 +16,7 @@ from zdc_nb.evaluation.baselines import RESIMULATED
 from zdc_nb.evaluation.closure_conclusions import summary_sentences
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.distances import DISTANCES
+from zdc_nb.evaluation.names import name_of
 from zdc_nb.evaluation.sentences import as_list, listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
 from zdc_nb.params import SUBSETS
@@ -225,7 +226,7 @@ def _blindness_of_ws(ws: pd.DataFrame, mae: pd.DataFrame) -> str:
     in_ws, in_mae = (metric["ignorant"] / metric["reference"] for metric in (ws, mae))
     return (
         "**What `ignorant` teaches.** Knowing nothing of the particle costs, against "
-        f"`reference`, a factor in MAE_cw of {_listed(in_mae)}; in WS of {_listed(in_ws)}. "
+        f"new simulations, a factor in MAE_cw of {_listed(in_mae)}; in WS of {_listed(in_ws)}. "
         f"WS is the milder judge on {listed_names(in_ws.index[in_ws < in_mae])}: it compares whole data "
         "sets and cannot tell whose response is whose, so a good WS alone proves little."
     )
@@ -263,12 +264,12 @@ def _floor(floors: pd.DataFrame, mae: pd.DataFrame, errors: pd.DataFrame) -> Ite
             sort = "near" if abs(away) <= SIGNIFICANT * noise else "above" if away > 0 else "below"
             sorts[sort].append(f"{model} on {subset}")
     yield (
-        "**How far from the floor.** `reference+sum`, new simulations of the same particles with the "
-        "photon sums that the flows are told, is what a perfect flow would score. MAE_cw as a "
-        f"multiple of it, of the best and the worst flow: {'; '.join(distances)}. Above it by more "
+        "**How far from the floor.** New simulations of the same particles, scaled to the photon "
+        "sums that the flows are told, score what a perfect flow would. MAE_cw as a "
+        f"multiple of theirs, of the best and the worst flow: {'; '.join(distances)}. Above it by more "
         f"than {SIGNIFICANT:g} uncertainties of generation: {_all_or(sorts['above'], mae)}; not told "
         f"from it: {_all_or(sorts['near'], mae)}; below it: {_all_or(sorts['below'], mae)}. "
-        "`reference`, which is not told the photon sum, has "
+        "New simulations as they are, which are not told the photon sum, have "
         f"{_listed(floors['reference'])}: to be below that alone says nothing of a flow."
     )
     if sorts["below"]:
@@ -372,7 +373,7 @@ def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
                 if is_trained(model)
             ]
             yield (
-                f"**{subset}.** The worst error of each as a multiple of that of `reference+sum`: "
+                f"**{subset}.** The worst error of each as a multiple of that of {name_of('reference+sum')}: "
                 f"{', '.join(worst)}."
             )
         if {"bs", "bs+ch+div"} <= set(models):
@@ -391,7 +392,7 @@ def baseline_findings(table: pd.DataFrame) -> str:
 def _baseline_sentences(table: pd.DataFrame) -> Iterator[str]:
     for metric, part in table.groupby("metric", sort=False):
         mean = part.set_index("model")["mean"]
-        shown = ", ".join(f"`{model}` {value:.3g}" for model, value in mean.items())
+        shown = "; ".join(f"{name_of(str(model))} {value:.3g}" for model, value in mean.items())
         ratio = ""
         if {"reference+sum", "ignorant"} <= set(mean.index):
             times = mean["ignorant"] / mean["reference+sum"]
@@ -587,4 +588,4 @@ def _model_sentences(table: pd.DataFrame) -> Iterator[str]:
             elif "AUC" in mine:
                 text += f" AUC {mine['AUC']:.3f}"
             parts.append(text)
-        yield f"**{model}** beside `reference+sum`: {'; '.join(parts)}."
+        yield f"**{model}** beside {name_of('reference+sum')}: {'; '.join(parts)}."
