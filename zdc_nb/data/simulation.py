@@ -46,7 +46,9 @@ __all__ = [
     "Particles",
     "Rays",
     "Sources",
+    "aim",
     "collect_light",
+    "decay_length",
     "decay_products",
     "draw_particles",
     "respond",
@@ -262,6 +264,54 @@ def _look_up(pdg: NDArray[np.int32]) -> tuple[Array, Array, Array]:
     table = np.array([_properties(int(code)) for code in codes]).reshape(-1, 3)
     mass, charge, ctau = table[inverse].T
     return mass, charge, ctau
+
+
+def decay_length(pdg: int, energy: float) -> float:
+    """m, how far a particle of ``energy`` (GeV) flies on average until it decays.
+
+    Infinite of one that does not decay, or hardly ever so near, see :data:`DECAYS`.
+    """
+    mass, _, ctau = _properties(pdg)
+    return ctau * np.sqrt(energy**2 - mass**2) / mass if pdg in DECAYS else np.inf
+
+
+def aim(pdg: int, energy: float, impact: tuple[float, float]) -> Particles:
+    """One particle from the middle of the interaction region that would hit the face at a point.
+
+    It would if it flew straight on all the way: the dipole bends what is charged, and what decays
+    sends others.
+
+    Parameters
+    ----------
+    pdg
+        of a species.
+    energy
+        GeV, above the particle's mass.
+    impact
+        m, x and y from the centre of the face, as of
+        :func:`~zdc_nb.data.events.impact_point`.
+
+    Raises
+    ------
+    ValueError
+        where the energy is not above the mass.
+
+    Examples
+    --------
+    >>> from zdc_nb.data.events import impact_point
+    >>> neutron = aim(2112, 2500.0, (0.01, -0.02))
+    >>> impact_point(neutron.features, ZN).round(6).tolist()
+    [[0.01, -0.02]]
+    """
+    mass, charge, _ = _properties(pdg)
+    if not energy > mass:
+        raise ValueError(f"aim: expected an energy above {mass:.4g} GeV, got {energy:g}")
+    slope = np.array([impact[0], impact[1] + ZN.crossing_offset]) / ZN.distance
+    energy = round(energy, DECIMALS)
+    pz = np.sqrt((energy**2 - mass**2) / (1 + slope @ slope))
+    px, py, pz = np.round([*(slope * pz), pz], DECIMALS)
+    features = [energy, 0, 0, 0, px, py, pz, round(1e3 * mass, DECIMALS), charge]
+    return Particles(np.array([pdg], np.int32), np.array([features], np.float64))
 
 
 def draw_particles(

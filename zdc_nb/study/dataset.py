@@ -38,6 +38,7 @@ __all__ = [
     "data_files",
     "data_identity",
     "data_report",
+    "kept_events",
     "new_particles",
     "study_events",
     "study_split",
@@ -177,6 +178,24 @@ def study_events(study: Study, progress: bool = False) -> Events:
         return read_events(_kept(study))
     except EventFileError as error:
         raise EventFileError(f"{error}; delete this file to have it made anew") from error
+
+
+def kept_events(study: Study) -> Events:
+    """The events of :func:`study_events` as they are kept, for who only looks: nothing is made.
+
+    Raises :class:`EventFileError` where there are none, or others than the study has now.
+    """
+    path = _kept(study)
+    make = f"run `make study STUDY=params/{study.name}.yaml`"
+    if not path.is_file():
+        raise EventFileError(f"{path} is missing: {make}")
+    made_with = _made_with(study) or {}
+    identity = made_with if study.data.file is None else made_with.get("identity")
+    if identity != data_identity(study):
+        raise EventFileError(
+            f"{path}: was made with other parameters or data than this study has now; {make}"
+        )
+    return read_events(path)
 
 
 def study_trials(study: Study, subset: Subset) -> tuple[Trials, Trials, Trials] | None:

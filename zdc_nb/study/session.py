@@ -95,7 +95,7 @@ from zdc_nb.training.trainers import (
     train_teacher,
 )
 
-__all__ = ["Answers", "Session", "open_stage"]
+__all__ = ["Answers", "Session", "check_parameters", "open_stage"]
 
 _GENERATIONS = 2
 """Of seen and new particles: enough, since particles differ far more than generations do."""
@@ -134,9 +134,7 @@ def open_stage(notebook: str, study: str | Path, retrain: object = None, **keys:
         naming what the study does not have, also a parameter that papermill has passed and the
         notebook does not know.
     """
-    _show_errors_briefly(None)
-    known = {"study", *keys} | (set() if retrain is None else {"retrain"})
-    _refuse_unknown(_injected(), known)
+    check_parameters({"study", *keys} | (set() if retrain is None else {"retrain"}))
     stage = find_stage(load_study(study), notebook, **keys)
     _show_errors_briefly(stage.study.reports / "logs" / f"{stage.name}.traceback")
     return Session(stage, str(retrain).lower() in {"true", "1", "yes"})
@@ -965,6 +963,15 @@ def _curves(model: Artefact) -> str:
 
 
 # --- What the notebook around it does ------------------------------------------------------------
+
+
+def check_parameters(known: set[str]) -> None:
+    """In a notebook, show what the user can mend in one line, and refuse unknown parameters.
+
+    Raises :class:`ParameterError` naming what papermill has passed and is not among ``known``.
+    """
+    _show_errors_briefly(None)
+    _refuse_unknown(_injected(), known)
 
 
 def _injected() -> list[str]:

@@ -1,0 +1,282 @@
+"""The explorer in a notebook: a picture for everyone, and controls for who runs it in JupyterLab.
+
+A picture and the controls are one output in two forms. JupyterLab shows the controls; a page made
+with nbconvert, or a notebook that is looked at without running it, the picture.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from IPython.core.getipython import get_ipython
+from IPython.display import publish_display_data
+from numpy.typing import NDArray
+
+from zdc_nb.data.simulation import BEAM_ENERGY
+from zdc_nb.detector import ZN, split_tree
+from zdc_nb.params import UserError
+from zdc_nb.study.explorer import LEAST_ENERGY, SUMS, SYMBOLS, Explorer, View
+
+__all__ = ["LevelControls", "ResponseControls", "has_frontend", "show_levels", "show_responses"]
+
+_STILL = 110
+"""Dots per inch of a picture that is not redrawn."""
+
+_FIRST_LEVEL = 5
+"""Cuts at the start: the light's place is known then, its shape is not."""
+
+_WIDE = widgets.Layout(width="330px")
+_STYLE = {"description_width": "95px"}
+
+
+def has_frontend() -> bool:
+    """Whether somebody sees this cell in a frontend, and not papermill or nbconvert.
+
+    JupyterLab (and what is made of it) says of each cell that it runs which one that is; programs that
+    run a whole notebook do not.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return False
+    asked = kernel.get_parent("shell").get("metadata", {})
+    return bool(asked.get("cellId"))
+
+
+def show_responses(explorer: Explorer, controls: bool | None = None) -> None:
+    """See :meth:`~zdc_nb.study.explorer.Explorer.show`."""
+    if controls if controls is not None else has_frontend():
+        panel = ResponseControls(explorer)
+        _show(panel.png, panel.box)
+    else:
+        _show(explorer.picture(_STILL), None)
+
+
+def show_levels(explorer: Explorer, controls: bool | None = None) -> None:
+    """See :meth:`~zdc_nb.study.explorer.Explorer.show_levels`."""
+    if controls if controls is not None else has_frontend():
+        panel = LevelControls(explorer)
+        _show(panel.png, panel.box)
+        return
+    response = explorer.split_response()
+    _show(explorer.levels_picture(response, _FIRST_LEVEL, _STILL), None)
+
+
+def _show(png: bytes, box: widgets.Widget | None) -> None:
+    """One output: the picture and, where there is a box of controls, that in its place."""
+    # the width that it has in JupyterLab, too
+    data: dict[str, Any] = {
+        "text/plain": "A picture; for its controls open this notebook with `make lab`."
+    }
+    if png:
+        data["image/png"] = png
+    if box is not None:
+        # what JupyterLab prefers to a picture
+        data |= box._repr_mimebundle_() | {"text/plain": data["text/plain"]}
+    publish_display_data(data, {"image/png": {"width": 1000}})  # type: ignore[no-untyped-call]
+
+
+class ResponseControls:
+    """Sliders and lists for all that an explorer is asked, and the picture that follows them.
+
+    Attributes
+    ----------
+    box
+        the widget to be shown.
+    png
+        the picture as it is now.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        particle = explorer.particle
+        x, y = (1e3 * particle.impact).round(3)
+        half = math.floor(1e3 * ZN.face[1] / 2)
+        symbol = SYMBOLS.get(particle.pdg)
+        self.source = widgets.ToggleButtons(
+            options=[("aim a particle", "aim"), ("take a test response", "row")],
+            value="aim" if particle.row is None else "row",
+        )
+        self.species = widgets.Dropdown(
+            options=explorer.species,
+            value=symbol if symbol in explorer.species else explorer.species[0],
+            description="particle",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        self.energy = widgets.FloatLogSlider(
+            value=min(max(particle.energy, LEAST_ENERGY), BEAM_ENERGY),
+            base=10,
+            min=math.log10(LEAST_ENERGY),
+            max=math.log10(BEAM_ENERGY),
+            step=0.01,
+            readout_format=".0f",
+            description="energy (GeV)",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        self.x, self.y = (
+            widgets.FloatSlider(
+                value=min(max(value, -half), half),
+                min=-half,
+                max=half,
+                step=0.5,
+                readout_format=".1f",
+                description=name,
+                layout=_WIDE,
+                style=_STYLE,
+            )
+            for value, name in ((x, "x (mm), right"), (y, "y (mm), up"))
+        )
+        self.row = widgets.IntSlider(
+            value=particle.row or 0,
+            min=0,
+            max=len(explorer.rows) - 1,
+            description="test response",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        self.model = widgets.Dropdown(
+            options=list(explorer.models),
+            value=explorer.model,
+            description="model",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        names = ("drawn by its model", "of the simulated", "set by hand")
+        sums = dict(zip(names, SUMS, strict=True))
+        if explorer.photon_sum_model is None:
+            del sums[names[0]]
+        self.sums = widgets.Dropdown(
+            options=list(sums.items()),
+            value=explorer.sums,
+            description="photon sums",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        self.photons = widgets.FloatLogSlider(
+            value=explorer.photons,
+            base=10,
+            min=1,
+            max=4,
+            step=0.02,
+            readout_format=".0f",
+            description="photons",
+            layout=_WIDE,
+            style=_STYLE,
+        )
+        self.seed = widgets.BoundedIntText(
+            value=explorer.seed,
+            min=1,
+            max=10**6,
+            description="seed",
+            layout=widgets.Layout(width="200px"),
+            style=_STYLE,
+        )
+        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.said = widgets.HTML()
+        for control in self._all:
+            control.observe(self._changed, names="value")
+        columns = [
+            [self.species, self.energy, self.x, self.y, self.row],
+            [self.model, self.sums, self.photons, self.seed],
+        ]
+        self.box = widgets.VBox(
+            [
+                self.source,
+                widgets.HBox([widgets.VBox(column) for column in columns]),
+                self.said,
+                self.image,
+            ]
+        )
+        self.update()
+
+    @property
+    def _all(self) -> list[Any]:
+        place = [self.source, self.species, self.energy, self.x, self.y, self.row]
+        return [*place, self.model, self.sums, self.photons, self.seed]
+
+    @property
+    def png(self) -> bytes:
+        """See above."""
+        return bytes(self.image.value)
+
+    def _changed(self, _change: object) -> None:
+        self.update()
+
+    def update(self) -> None:
+        """Ask the explorer what the controls say, and show it; an error of the user's as a line."""
+        explorer, aims = self.explorer, self.source.value == "aim"
+        for control in (self.species, self.energy, self.x, self.y):
+            control.layout.display = "" if aims else "none"
+        self.row.layout.display = "none" if aims else ""
+        self.photons.layout.display = "" if self.sums.value == "by hand" else "none"
+        begun = time.perf_counter()
+        try:
+            if aims:
+                species, energy = self.species.value, self.energy.value
+                explorer.particle = explorer.aim(species, energy, self.x.value, self.y.value)
+            else:
+                explorer.particle = explorer.row(self.row.value)
+            explorer.model, explorer.sums = self.model.value, self.sums.value
+            explorer.photons, explorer.seed = round(self.photons.value), self.seed.value
+            view = explorer.view()
+            self.image.value = explorer.draw(view)
+        except UserError as error:
+            self.said.value = _line(str(error))
+            return
+        self.said.value = _line(view.refused or f"{1e3 * (time.perf_counter() - begun):.0f} ms")
+        if explorer.follower is not None:
+            explorer.follower(view)
+
+
+class LevelControls:
+    """A slider over the levels of the tree, and a picture that follows it and the explorer's particle.
+
+    Attributes ``box`` and ``png`` as of :class:`ResponseControls`.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        self.level = widgets.IntSlider(
+            value=_FIRST_LEVEL,
+            min=0,
+            max=int(split_tree(ZN.shape).depth.max()),
+            description="cuts",
+            layout=widgets.Layout(width="600px"),
+        )
+        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.said = widgets.HTML()
+        self.level.observe(lambda _: self.update(), names="value")
+        self.box = widgets.VBox([self.level, self.said, self.image])
+        # one at a time: of a cell that is run again, the last
+        explorer.follower = self.renew
+        self.renew(None)
+
+    @property
+    def png(self) -> bytes:
+        """The picture as it is now; empty where there is none."""
+        return bytes(self.image.value)
+
+    def renew(self, view: View | None) -> None:
+        """Take a response to the explorer's particle, of its view where there is one."""
+        try:
+            self.response: NDArray[np.uint16] | None = self.explorer.split_response(view)
+            self.said.value = ""
+        except UserError as error:
+            self.response, self.said.value = None, _line(str(error))
+        self.image.layout.display = "none" if self.response is None else ""
+        self.update()
+
+    def update(self) -> None:
+        """Draw the level that the slider says."""
+        if self.response is not None:
+            self.image.value = self.explorer.levels_picture(self.response, self.level.value)
+
+
+def _line(text: str) -> str:
+    return f"<small>{html.escape(text)}</small>"
