@@ -9,6 +9,7 @@ it; all but ``WS`` is then left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -149,6 +150,11 @@ class Observed(NamedTuple):
     channels: NDArray[Any]
     centre: NDArray[np.float64]
     radius: NDArray[np.float64]
+
+    @classmethod
+    def stack(cls, generations: Sequence[Observed]) -> Observed:
+        """Several generations together, each (runs, N, columns)."""
+        return cls(*(np.stack(parts) for parts in zip(*generations, strict=True)))
 
 
 def observe(responses: NDArray[Any], detector: Detector) -> Observed:

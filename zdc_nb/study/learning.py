@@ -271,12 +271,10 @@ def _answers(
 
     generated = [observe(generate(run), test.detector) for run in range(learning.runs)]
     drawn = [observe(answer, test.detector) for answer in floor.generations]
-    return {MODEL: (floor.test, _stacked(generated)), FLOOR: (floor.test, _stacked(drawn))}
-
-
-def _stacked(runs: list[Observed]) -> Observed:
-    channels, centre, radius = (np.stack(parts) for parts in zip(*runs, strict=True))
-    return Observed(channels, centre, radius)
+    return {
+        MODEL: (floor.test, Observed.stack(generated)),
+        FLOOR: (floor.test, Observed.stack(drawn)),
+    }
 
 
 # --- Files ------------------------------------------------------------------------------------

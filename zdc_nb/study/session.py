@@ -561,11 +561,7 @@ class Session:
         )
         for metric, value in self._likelihoods(surrogate, name, training).items():
             metrics = _with_row(metrics, self.subset, name, metric, value)
-        with observed.write() as temporary:
-            channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
-            np.savez_compressed(
-                temporary, channels=channels.astype(np.uint16), centre=centre, radius=radius
-            )
+        _save_observed(observed, seen)
         with found.write() as temporary:
             metrics.to_csv(temporary, index=False)
         means = metrics.groupby("metric", sort=False)["value"].mean()
@@ -609,11 +605,7 @@ class Session:
                 for metric, value in compare(before, seen[-1], test).items()
             ]
         metrics = pd.DataFrame(rows, columns=["subset", "model", "metric", "run", "value"])
-        with kept.write() as temporary:
-            channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
-            np.savez_compressed(
-                temporary, channels=channels.astype(np.uint16), centre=centre, radius=radius
-            )
+        _save_observed(kept, seen)
         with found.write() as temporary:
             metrics.to_csv(temporary, index=False)
         return metrics
@@ -827,15 +819,7 @@ class Session:
             seen.append(observe(generated, test.detector))
             if run == 0:
                 first = generated
-        channels, centre, radius = (np.stack(parts) for parts in zip(*seen, strict=True))
-        with found.write() as temporary:
-            np.savez_compressed(
-                temporary,
-                responses=first,
-                channels=channels.astype(np.uint16),
-                centre=centre,
-                radius=radius,
-            )
+        _save_observed(found, seen, responses=first)
 
     def _floors(self, part: str) -> list[NDArray[np.uint16]]:
         """What the floor answers to a part; nothing where there are no further simulations."""
@@ -857,7 +841,7 @@ class Session:
                 for name in trained_models(self.study)
             }
             if floor:
-                stacked = Observed(*(np.stack(each) for each in zip(*floor, strict=True)))
+                stacked = Observed.stack(floor)
                 found[part][comparing.FLOOR] = {1: stacked}
         return found
 
@@ -944,6 +928,15 @@ def _with_row(
 def _together(trainings: Sequence[Observed]) -> Observed:
     """The generations of several trainings, one after the other."""
     return Observed(*(np.concatenate(parts) for parts in zip(*trainings, strict=True)))
+
+
+def _save_observed(artefact: Artefact, seen: Sequence[Observed], **more: Any) -> None:
+    """Keep what the metrics look at of several generations, and what else is given."""
+    channels, centre, radius = Observed.stack(seen)
+    with artefact.write() as temporary:
+        np.savez_compressed(
+            temporary, channels=channels.astype(np.uint16), centre=centre, radius=radius, **more
+        )
 
 
 @contextmanager
