@@ -124,9 +124,12 @@ LAB ?=
 override LAB := $(value LAB)
 export LAB
 
-lab: $(VENV)/.installed ## JupyterLab with this project's kernel
-	$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"
-	$(BIN)/jupyter lab $$LAB notebooks
+# Words of $$LAB, of which the shell makes nothing: neither names of files nor commands.
+lab: $(VENV)/.installed ## JupyterLab with this project's kernel; opens notebooks/00_explorer.ipynb
+	@$(BIN)/python -m ipykernel install --sys-prefix --display-name "Python 3 (zdc-nb)"
+	@set -f; more=$$($(BIN)/python -m zdc_nb.study.lab $$LAB) && \
+	$(BIN)/jupyter lab --ServerApp.root_dir="$$PWD" \
+	--LabApp.default_url=/lab/tree/notebooks/00_explorer.ipynb $$more $$LAB
 
 clean: ## remove the results of all studies, and caches; .venv stays
 	rm -rf artifacts reports .snakemake .mypy_cache .pytest_cache .ruff_cache .hypothesis
