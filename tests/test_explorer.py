@@ -371,7 +371,7 @@ def test_the_notebook_shows_pictures_and_changes_nothing(finished: Path, tmp_pat
     assert "These numbers mean nothing. Too few test responses" in printed
     # no widget in the place of a picture
     text = out.read_text("utf-8")
-    assert "widget-view" not in text
+    assert "jupyter.widget" not in text
     assert "children=" not in text
     table = next(o.data["text/html"] for o in outputs if "text/html" in o.get("data", {}))
     for name in ("splitting, of all", "teacher, of all", "bs, of all", "draw", "total"):
@@ -379,7 +379,7 @@ def test_the_notebook_shows_pictures_and_changes_nothing(finished: Path, tmp_pat
     page = tmp_path / "out.html"
     done = run(tmp_path, "nbconvert", "--to", "html", str(out), "--output", str(page))
     assert done.returncode == 0, done.stderr
-    assert page.read_text("utf-8").count("data:image/png;base64,") == 2
+    assert page.read_text("utf-8").count("<img ") == 2
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_who_cannot_see_the_window_is_told_what_to_type() -> None:
 
 def make_lab(project: Path, lab: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """``make lab`` with a ``jupyter`` that only tells its words, a line each."""
-    tools = project / "tools"
+    tools = project.parent / "tools"
     tools.mkdir(exist_ok=True)
     words = '#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n'
     python = f'#!/bin/sh\ncase "$2" in ipykernel) ;; *) exec "{sys.executable}" "$@";; esac\n'

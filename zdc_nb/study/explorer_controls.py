@@ -30,7 +30,7 @@ _STILL = 110
 _FIRST_LEVEL = 5
 """Cuts at the start: the light's place is known then, its shape is not."""
 
-_WIDE = widgets.Layout(width="330px")
+_WIDE = {"width": "330px"}
 _STYLE = {"description_width": "95px"}
 
 
@@ -174,10 +174,10 @@ class ResponseControls:
             min=1,
             max=10**6,
             description="seed",
-            layout=widgets.Layout(width="200px"),
+            layout={"width": "200px"},
             style=_STYLE,
         )
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.image = widgets.Image(format="png", layout={"max_width": "100%"})
         self.said = widgets.HTML()
         for control in self._all:
             control.observe(self._changed, names="value")
@@ -247,9 +247,9 @@ class LevelControls:
             min=0,
             max=int(split_tree(ZN.shape).depth.max()),
             description="cuts",
-            layout=widgets.Layout(width="600px"),
+            layout={"width": "600px"},
         )
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.image = widgets.Image(format="png", layout={"max_width": "100%"})
         self.said = widgets.HTML()
         self.level.observe(lambda _: self.update(), names="value")
         self.box = widgets.VBox([self.level, self.said, self.image])
