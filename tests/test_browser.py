@@ -1,7 +1,6 @@
 """Pages are looked at in a real browser, as wide as they are asked to be."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,19 @@ def test_a_machine_without_a_browser_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr("tests.browser.PREFIX", tmp_path / "chromium")
     assert find_browser() is None
     with pytest.raises(FileNotFoundError, match="no browser"), open_browser():
         pass
-    # one in the environment is found, too
+    # one that was unpacked is found, too
     for name in ("chromium", "chromedriver"):
-        path = tmp_path / "chromium" / name
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / "chromium" / "usr" / "bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n", "utf-8")
         path.chmod(0o755)
     found = find_browser()
     assert found is not None
-    assert found.chromium == tmp_path / "chromium" / "chromium"
+    assert found.chromium == tmp_path / "chromium" / "usr" / "bin" / "chromium"
     assert shutil.which("chromium") is None
 
 

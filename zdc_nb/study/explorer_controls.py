@@ -51,33 +51,36 @@ def show_responses(explorer: Explorer, controls: bool | None = None) -> None:
     """See :meth:`~zdc_nb.study.explorer.Explorer.show`."""
     if controls if controls is not None else has_frontend():
         panel = ResponseControls(explorer)
-        _show(panel.png, panel.box)
+        _show(panel.png, "\n".join(panel.lines), panel.box)
     else:
-        _show(explorer.picture(_STILL), None)
+        view = explorer.view()
+        _show(explorer.draw(view, _STILL), "\n".join(view.lines))
 
 
 def show_levels(explorer: Explorer, controls: bool | None = None) -> None:
     """See :meth:`~zdc_nb.study.explorer.Explorer.show_levels`."""
     if controls if controls is not None else has_frontend():
-        panel = LevelControls(explorer)
-        _show(panel.png, panel.box)
+        levels = LevelControls(explorer)
+        text = "" if levels.response is None else explorer.levels_text(levels.response)
+        _show(levels.png, text, levels.box)
         return
     response = explorer.split_response()
-    _show(explorer.levels_picture(response, _FIRST_LEVEL, _STILL), None)
+    picture = explorer.levels_picture(response, _FIRST_LEVEL, _STILL)
+    _show(picture, explorer.levels_text(response))
 
 
-def _show(png: bytes, box: widgets.Widget | None) -> None:
-    """One output: the picture and, where there is a box of controls, that in its place."""
-    # the width that it has in JupyterLab, too
+def _show(png: bytes, text: str, box: widgets.Widget | None = None) -> None:
+    """One output: the picture, a text that tells it, and a box of controls that takes its place."""
     data: dict[str, Any] = {
-        "text/plain": "A picture; for its controls open this notebook with `make lab`."
+        "text/plain": f"{text}\n(For the controls open this notebook with `make lab`.)"
     }
     if png:
         data["image/png"] = png
     if box is not None:
         # what JupyterLab prefers to a picture
         data |= box._repr_mimebundle_() | {"text/plain": data["text/plain"]}
-    publish_display_data(data, {"image/png": {"width": 1000}})  # type: ignore[no-untyped-call]
+    metadata = {"image/png": {"width": 1000, "alt": text}}
+    publish_display_data(data, metadata)  # type: ignore[no-untyped-call]
 
 
 class ResponseControls:
@@ -87,6 +90,8 @@ class ResponseControls:
     ----------
     box
         the widget to be shown.
+    lines
+        of the view that it shows.
     png
         the picture as it is now.
     """
@@ -96,14 +101,14 @@ class ResponseControls:
         particle = explorer.particle
         x, y = (1e3 * particle.impact).round(3)
         half = math.floor(1e3 * ZN.face[1] / 2)
-        symbol = SYMBOLS.get(particle.pdg)
+        sign = SYMBOLS.get(particle.pdg)
         self.source = widgets.ToggleButtons(
             options=[("aim a particle", "aim"), ("take a test response", "row")],
             value="aim" if particle.row is None else "row",
         )
         self.species = widgets.Dropdown(
             options=explorer.species,
-            value=symbol if symbol in explorer.species else explorer.species[0],
+            value=sign if sign in explorer.species else explorer.species[0],
             description="particle",
             layout=_WIDE,
             style=_STYLE,
@@ -179,6 +184,7 @@ class ResponseControls:
         )
         self.image = widgets.Image(format="png", layout={"max_width": "100%"})
         self.said = widgets.HTML()
+        self.lines: tuple[str, ...] = ()
         for control in self._all:
             control.observe(self._changed, names="value")
         columns = [
@@ -225,7 +231,7 @@ class ResponseControls:
             explorer.model, explorer.sums = self.model.value, self.sums.value
             explorer.photons, explorer.seed = round(self.photons.value), self.seed.value
             view = explorer.view()
-            self.image.value = explorer.draw(view)
+            self.image.value, self.lines = explorer.draw(view), view.lines
         except UserError as error:
             self.said.value = _line(str(error))
             return
