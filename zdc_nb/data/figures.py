@@ -151,7 +151,8 @@ def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
         axis.set_xlabel("column (fibre)")
     for axis in axes[:, 0]:
         axis.set_ylabel("row (fibre)")
-    figure.colorbar(image, ax=axes, label="photons in a fibre (white: none)", shrink=0.7)
+    label = "photons in a fibre (white: none)"
+    figure.colorbar(image, ax=axes, label=label, shrink=0.7, format="{x:g}", aspect=30)
 
 
 def species_table(events: Events) -> pd.DataFrame:

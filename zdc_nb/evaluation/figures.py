@@ -113,6 +113,12 @@ def _with_more(models: Iterable[str], known: dict[str, str], more: Sequence[str]
     return known | {model: more[place % len(more)] for place, model in enumerate(others)}
 
 
+def columns_of(labels: int) -> int:
+    """Columns of a legend below the panels, in rows of about equal length."""
+    rows = -(-labels // _LABELS)
+    return -(-labels // rows)
+
+
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
     """Positions of up to ``count`` responses of different particles, spread in photon sum.
 
@@ -133,6 +139,8 @@ def sample_figure(
 ) -> Figure:
     """Test responses beside generated ones, a row for each event (paper, Fig. 1).
 
+    Of many models a column for each event and a row for each model.
+
     Parameters
     ----------
     events
@@ -140,24 +148,32 @@ def sample_figure(
     generated
         their generated responses, photons, in arrays of the same shape; a column each.
     names
-        heading of each generated column; ``generated 1``, ``generated 2`` ... by default.
+        the model of each; ``generated 1``, ``generated 2`` ... by default.
     """
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
     columns = [events.responses, *generated]
-    # of many columns smaller pictures: a page shows them all in its width
-    side = 2.6 if len(columns) <= _MANY else 1.9
-    size = side * len(columns) + 0.8, (side + 0.15) * len(events)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(events), len(columns), squeeze=False, sharex=True, sharey=True)
+    # many pictures side by side would be too small on a page
+    tall = len(columns) > max(_MANY, len(events))
+    down, across = (len(columns), len(events)) if tall else (len(events), len(columns))
+    side = 2.0 if tall else 2.6
+    figure = Figure(figsize=(side * across + 0.8, (side + 0.15) * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    axes = grid.T if tall else grid
     brightest = max(int(column.max()) for column in columns)
     for row, column in product(range(len(events)), range(len(columns))):
         image = draw_response(axes[row, column], columns[column][row], brightest)
-    finish_faces(figure, axes, image)
-    for axis, name in zip(axes[0], [SIMULATED, *map(name_of, names)], strict=True):
+    finish_faces(figure, grid, image)
+    particles = [
+        f"{symbol(int(pdg))}, {features[FEATURES.index('energy')]:.0f} GeV"
+        for pdg, features in zip(events.pdg, events.features, strict=True)
+    ]
+    left, top = particles, [SIMULATED, *map(name_of, names)]
+    if tall:
+        left, top = top, left
+    for axis, name in zip(grid[0], top, strict=True):
         axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
-    for axis, pdg, features in zip(axes[:, 0], events.pdg, events.features, strict=True):
-        name, energy = symbol(int(pdg)), features[FEATURES.index("energy")]
-        axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
+    for axis, name in zip(grid[:, 0], left, strict=True):
+        axis.set_ylabel(f"{name}\nrow (fibre)")
     return figure
 
 
@@ -403,7 +419,7 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
     )
     colours = colours_of(histories)
     handles = [Line2D([], [], color=colours[name], label=name) for name in histories]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(_LABELS, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(len(handles)))
     return figure
 
 
@@ -454,7 +470,7 @@ def shape_figure(
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(len(labels)))
     figure.suptitle("Shower centre and radius: simulated, and one generation of each model")
     return figure
 
@@ -546,7 +562,7 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
         axis.axhline(1, color="0.4", linewidth=0.8)
         axis.set(ylim=(0, 2.5), ylabel="over simulated")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(_LABELS, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(len(labels)))
     figure.suptitle(
         f"{symbol(subset)}: {len(test)} simulated responses and one generation of each model; "
         "grey below: what chance leaves of the simulated ones"
@@ -677,4 +693,4 @@ def _finish_groups(
             axis.axvline(edge - 0.5, color="0.9", linewidth=0.8)
         axis.set_xlabel("data set")
     handles = [*axes.flat[0].get_legend_handles_labels()[0], *more]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(_LABELS, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(len(handles)))

@@ -29,7 +29,7 @@ from zdc_nb.evaluation.comparison import (
     over_floor,
 )
 from zdc_nb.evaluation.conclusions import as_list, listed_names
-from zdc_nb.evaluation.figures import colours_of
+from zdc_nb.evaluation.figures import colours_of, columns_of
 from zdc_nb.evaluation.names import SIMULATED, name_of
 from zdc_nb.evaluation.nearest import nearest_response
 from zdc_nb.evaluation.tables import in_order
@@ -305,7 +305,7 @@ def distance_figure(table: pd.DataFrame, subset: str) -> Figure:
         _against_distance(axis, table, (value, low, high))
         axis.set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(len(labels)))
     figure.suptitle(
         f"{symbol(subset)}: errors against the distance to the nearest particle that was learned from "
         f"({LEVEL:.0%} intervals over particles)"
@@ -410,7 +410,7 @@ def memorisation_figure(distances: pd.DataFrame, subset: str, part: str) -> Figu
     figure = Figure(figsize=(8.8, 4.8), layout="constrained")
     axis = figure.subplots()
     names = ["test", *distances.columns.drop(["particle", "test"])]
-    colours = colours_of(names)
+    colours = colours_of(name for name in names if name not in ("test", COPIED))
     for name in names:
         values = np.sort(distances[name].to_numpy())
         share = np.arange(1, len(values) + 1) / len(values)
