@@ -17,7 +17,7 @@ from PIL import Image
 
 from zdc_nb.data.figures import description_of, save_figure
 from zdc_nb.data.simulation import SPECIES
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol, symbol
 from zdc_nb.evaluation.names import name_of, with_names
 from zdc_nb.params import SUBSETS
 
@@ -45,9 +45,23 @@ def test_symbols_are_those_of_the_literature() -> None:
 
 def test_particle_and_antiparticle_of_all_species_have_symbols_of_their_own() -> None:
     both = {code for pdg in CODES for code in (pdg, -pdg) if abs(pdg) not in (22, 130, 310)}
-    found = {symbol(pdg) for pdg in both}
-    assert len(found) == len(both)
-    assert not any(name.startswith("PDG") for name in found)
+    for named in (symbol, drawn_symbol):
+        found = {named(pdg) for pdg in both}
+        assert len(found) == len(both)
+        assert not any(name.startswith("PDG") for name in found)
+
+
+def test_what_plain_text_would_hide_is_mathtext_in_figures() -> None:
+    assert drawn_symbol(-3122) == r"$\overline{\mathrm{Λ}}$"
+    assert drawn_symbol("k0s") == r"K$^0_\mathrm{S}$"
+    assert drawn_symbol(130) == r"K$^0_\mathrm{L}$"
+    assert drawn_symbol(-3112) == r"$\overline{\mathrm{Σ}}$⁺"
+    same: list[int | str] = [-2112, -2212, 22, "n", "lambda", "sigma+", "all"]
+    assert [drawn_symbol(species) for species in same] == [symbol(species) for species in same]
+    # and every one of them can be drawn
+    figure = Figure()
+    figure.text(0, 0, "".join(drawn_symbol(pdg) for pdg in CODES))
+    figure.savefig(BytesIO(), format="png")
 
 
 @pytest.mark.parametrize("font", ["DejaVuSans.ttf", "DejaVuSans-Bold.ttf"])

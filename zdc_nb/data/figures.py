@@ -16,18 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 from particle import InvalidParticle, Particle, ParticleNotFound
 
 from zdc_nb.data.calibration import published_facts
 from zdc_nb.data.events import FEATURES, PDG, Events
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.detector import diversity
 from zdc_nb.storage import write_atomically
 
 __all__ = [
+    "PlainLog",
     "description_of",
     "diversity_figure",
     "draw_response",
@@ -95,7 +96,7 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     for k, axis in enumerate(axes.flat[: len(shown)]):
         image = draw_response(axis, responses[k], int(responses.max()))
         axis.set_title(
-            f"{symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
+            f"{drawn_symbol(int(shown.pdg[k]))}, {shown.features[k, _ENERGY]:.0f} GeV\n"
             f"{shown.photon_sum[k]} photons in {shown.lit_fibres[k]} fibres",
             fontsize=9,
         )
@@ -127,11 +128,18 @@ def repeats_figure(events: Events, count: int) -> Figure:
             axis.set_visible(False)
     finish_faces(figure, axes, image)
     for axis, positions in zip(axes[:, 0], rows, strict=True):
-        name = symbol(int(events.pdg[positions[0]]))
+        name = drawn_symbol(int(events.pdg[positions[0]]))
         energy = events.features[positions[0], _ENERGY]
         axis.set_ylabel(f"{name}, {energy:.0f} GeV\nrow (fibre)")
     figure.suptitle("Each row: one particle, simulated again and again; dim to bright")
     return figure
+
+
+class PlainLog(LogFormatter):
+    """Labels the ticks that matplotlib would, with plain numbers to three digits."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
 def draw_response(axis: Axes, response: NDArray[Any], brightest: int) -> AxesImage:
@@ -152,7 +160,10 @@ def finish_faces(figure: Figure, axes: NDArray[Any], image: AxesImage) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("row (fibre)")
     label = "photons in a fibre (white: none)"
-    figure.colorbar(image, ax=axes, label=label, shrink=0.7, format="{x:g}", aspect=30)
+    shrink = min(0.7, 6 / figure.get_figheight())
+    bar = figure.colorbar(image, ax=axes, label=label, shrink=shrink)
+    for use in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+        use(PlainLog(minor_thresholds=(2, 0.6)))
 
 
 def species_table(events: Events) -> pd.DataFrame:
@@ -206,7 +217,7 @@ def spectra_figure(events: Events) -> Figure:
     axes = figure.subplots(1, 2)
     codes, counts = np.unique(events.pdg, return_counts=True)
     leading = codes[np.argsort(-counts, kind="stable")[:LEADING]]
-    parts = {symbol(int(code)): events.pdg == code for code in leading}
+    parts = {drawn_symbol(int(code)): events.pdg == code for code in leading}
     others = ~np.isin(events.pdg, leading)
     if others.any():
         parts[OTHER] = others
@@ -296,7 +307,7 @@ def diversity_figure(groups: pd.DataFrame) -> Figure:
         return figure
     # whiskers to the extremes, so that no particle is hidden
     axis.boxplot(values, orientation="horizontal", whis=(0, 100), widths=0.6)
-    names = [symbol(int(pdg)) for pdg in order]
+    names = [drawn_symbol(int(pdg)) for pdg in order]
     labels = [f"{name} ({len(part)})" for name, part in zip(names, values, strict=True)]
     axis.set_yticks(range(1, len(order) + 1), labels)
     axis.invert_yaxis()

@@ -1,7 +1,8 @@
 """How particles and data sets are called in figures, in tables that are shown, and in texts.
 
 Files, parameters and the keys of tables have plain names (``k0s``); people read symbols (K⁰ₛ). They
-are Unicode, which figures and pages show alike.
+are Unicode, which pages, titles and printed text show alike; what labels a figure has mathtext where
+the font of figures would hide it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from particle import InvalidParticle, Particle, ParticleNotFound
 
 from zdc_nb.data.events import PDG
 
-__all__ = ["symbol"]
+__all__ = ["drawn_symbol", "symbol"]
 
 EVERYTHING = "all species"
 
@@ -44,6 +45,18 @@ def symbol(species: int | str) -> str:
     name = re.sub("<SUB>(.*?)</SUB>", lambda found: _in_line(found, _LOWERED, "_"), name)
     # fonts place a macron over a letter better than an overline
     return html.unescape(name).replace(_OVERLINE, _MACRON)
+
+
+def drawn_symbol(species: int | str) -> str:
+    """The same for a label of a figure, with matplotlib's mathtext where plain text is hard to read.
+
+    In its font a bar lies in the top of a capital letter, and the small letters of K⁰ₛ and K⁰ₗ look
+    alike.
+    """
+    name = re.sub(f"([A-Z\u0391-\u03a9]){_MACRON}", r"$\\overline{\\mathrm{\1}}$", symbol(species))
+    for low, kind in (("ₛ", "S"), ("ₗ", "L")):
+        name = name.replace("K⁰" + low, rf"K$^0_\mathrm{{{kind}}}$")
+    return name
 
 
 def _in_line(found: re.Match[str], signs: dict[int, Any], mark: str) -> str:

@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.conclusions import listed_names
 from zdc_nb.evaluation.figures import COLOURS
@@ -61,7 +61,7 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
             _against_weight(axis, part, weights)
             trainings = int(part["trainings"].max())
             axis.set_title(
-                f"{symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
+                f"{drawn_symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
             )
             axis.set_xlabel("weight of the channel loss (0: without)")
         row[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")

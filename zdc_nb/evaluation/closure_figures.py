@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.evaluation.closure import EVERYTHING, Closure
 from zdc_nb.evaluation.figures import colours_of
 from zdc_nb.evaluation.names import SIMULATED, name_of
@@ -72,7 +72,7 @@ def pulls_figure(closure: Closure, model: str) -> Figure:
         for place in range(1, len(bins)):
             if bins[place][0] != bins[place - 1][0]:
                 axis.axvline(place - 0.5, color="black", linewidth=1.5)
-    labels = [symbol(name) if by == "species" else name for by, name in bins]
+    labels = [drawn_symbol(name) if by == "species" else name for by, name in bins]
     axes[-1].set_xticks(range(len(bins)), labels, rotation=40, ha="right")
     figure.colorbar(image, ax=axes, label="pull", extend="both", shrink=0.7, pad=0.01)
     return figure
@@ -135,7 +135,7 @@ def means_figure(closure: Closure, model: str) -> Figure:
         line[0].set_ylabel(label)
     for axis, by in zip(axes[-1], sorts, strict=False):
         names = list(dict.fromkeys(means.loc[means["by"] == by, "bin"]))
-        short = [symbol(name) if by == "species" else _without_unit(name) for name in names]
+        short = [drawn_symbol(name) if by == "species" else _without_unit(name) for name in names]
         axis.set_xticks(range(len(names)), short, rotation=35, ha="right")
         axis.set_xlabel(_AXES[by])
     handles: list[Any] = [
@@ -376,7 +376,7 @@ def overview_figure(summary: pd.DataFrame, model: str) -> Figure:
             )
             pale = np.abs(pulls[place]) < 0.6 * _LARGEST_PULL
             axis.text(*place[::-1], text, ha="center", va="center", color="black" if pale else "w")
-        axis.set_xticks(range(len(subsets)), [symbol(subset) for subset in subsets])
+        axis.set_xticks(range(len(subsets)), [drawn_symbol(subset) for subset in subsets])
         axis.set_yticks(range(len(rows)), rows)
         axis.set_title(titles[name], fontsize=11)
         axis.set_xlabel("data set")

@@ -14,13 +14,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import draw_response, finish_faces
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.figures import PlainLog, draw_response, finish_faces
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.closure import EVERYTHING
 from zdc_nb.evaluation.comparison import LEVEL
@@ -164,7 +164,7 @@ def sample_figure(
         image = draw_response(axes[row, column], columns[column][row], brightest)
     finish_faces(figure, grid, image)
     particles = [
-        f"{symbol(int(pdg))}, {features[FEATURES.index('energy')]:.0f} GeV"
+        f"{drawn_symbol(int(pdg))}, {features[FEATURES.index('energy')]:.0f} GeV"
         for pdg, features in zip(events.pdg, events.features, strict=True)
     ]
     left, top = particles, [SIMULATED, *map(name_of, names)]
@@ -415,7 +415,7 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
         axis.remove()
     axes[0].set_ylabel("loss term")
     figure.suptitle(
-        f"Loss terms of the students of {symbol(subset)}: validation solid, training dotted"
+        f"Loss terms of the students of {drawn_symbol(subset)}: validation solid, training dotted"
     )
     colours = colours_of(histories)
     handles = [Line2D([], [], color=colours[name], label=name) for name in histories]
@@ -466,7 +466,7 @@ def shape_figure(
                     ax=axis,
                 )
             axis.set_ylabel("")
-        row[0].set_ylabel(f"{symbol(subset)}: {len(test)} responses\nshare per fibre")
+        row[0].set_ylabel(f"{drawn_symbol(subset)}: {len(test)} responses\nshare per fibre")
     for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(f"{name} (fibres)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -490,7 +490,7 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     if not has_repeats(test):
         figure = Figure(figsize=(8, 1.5), layout="constrained")
         figure.suptitle(
-            f"{symbol(subset)}: no particle has several test responses, so no means to compare"
+            f"{drawn_symbol(subset)}: no particle has several test responses, so no means to compare"
         )
         return figure
     figure = Figure(figsize=(13, 3.3 * len(generated) + 0.5), layout="constrained")
@@ -519,7 +519,7 @@ def particle_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title="shower centre")
     figure.suptitle(
-        f"{symbol(subset)}: each point a unique particle, its area its number of test responses; "
+        f"{drawn_symbol(subset)}: each point a unique particle, its area its number of test responses; "
         "on the line the model is right"
     )
     return figure
@@ -551,6 +551,7 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     _with_ratio(axes[:, 0], edges, photons, len(test))
     axes[0, 0].set(xscale="log", yscale="log", ylabel="fibres per response and photon")
     axes[1, 0].set(xlabel="photons in a lit fibre")
+    axes[1, 0].xaxis.set_major_formatter("{x:g}")
     lit = {model: np.count_nonzero(each, axis=(1, 2)) for model, each in responses.items()}
     bins = int(np.clip(np.sqrt(len(test)), 8, 40))
     edges = np.linspace(0, max(each.max() for each in lit.values()) + 1, bins + 1)
@@ -564,7 +565,7 @@ def spectrum_figure(test: Events, generated: Mapping[str, NDArray[Any]], subset:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(len(labels)))
     figure.suptitle(
-        f"{symbol(subset)}: {len(test)} simulated responses and one generation of each model; "
+        f"{drawn_symbol(subset)}: {len(test)} simulated responses and one generation of each model; "
         "grey below: what chance leaves of the simulated ones"
     )
     return figure
@@ -668,18 +669,11 @@ def _dodged(
         )
 
 
-class _PlainLog(LogFormatter):
-    """Labels the ticks that matplotlib would, with plain numbers to three digits."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:.3g}" if super().__call__(x, pos) else ""
-
-
 def _logarithmic(axis: Axes) -> None:
     """A logarithmic y axis, labelled between the decades too where it spans few."""
     axis.set_yscale("log")
     for use in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        use(_PlainLog(minor_thresholds=(2, 0.6)))
+        use(PlainLog(minor_thresholds=(2, 0.6)))
 
 
 def _finish_groups(
@@ -687,7 +681,7 @@ def _finish_groups(
 ) -> None:
     """Name the data sets, and the models below; ``more`` are further entries of the legend."""
     for axis in axes.flat:
-        axis.set_xticks(range(len(subsets)), [symbol(subset) for subset in subsets])
+        axis.set_xticks(range(len(subsets)), [drawn_symbol(subset) for subset in subsets])
         axis.set_xlim(-0.5, len(subsets) - 0.5)
         for edge in range(1, len(subsets)):
             axis.axvline(edge - 0.5, color="0.9", linewidth=0.8)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from zdc_nb.data.events import Events
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.evaluation.comparison import (
     LEVEL,
     Resampled,
@@ -211,7 +211,7 @@ def seen_and_new_figure(table: pd.DataFrame, subset: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
-        f"{symbol(subset)}: the same models on particles seen and new, less is better "
+        f"{drawn_symbol(subset)}: the same models on particles seen and new, less is better "
         f"({LEVEL:.0%} intervals)"
     )
     return figure
@@ -307,7 +307,7 @@ def distance_figure(table: pd.DataFrame, subset: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(len(labels)))
     figure.suptitle(
-        f"{symbol(subset)}: errors against the distance to the nearest particle that was learned from "
+        f"{drawn_symbol(subset)}: errors against the distance to the nearest particle that was learned from "
         f"({LEVEL:.0%} intervals over particles)"
     )
     return figure
@@ -428,7 +428,7 @@ def memorisation_figure(distances: pd.DataFrame, subset: str, part: str) -> Figu
     )
     axis.set_ylabel("share of responses that are at most so far")
     axis.set_title(
-        f"{symbol(subset)}: {len(distances)} responses to particles {PARTS[part]}\n"
+        f"{drawn_symbol(subset)}: {len(distances)} responses to particles {PARTS[part]}\n"
         "a line left of the dotted one: closer to training than new simulations are"
     )
     figure.legend(loc="outside right upper", fontsize="small")

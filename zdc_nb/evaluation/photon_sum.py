@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import FEATURES, PDG, Events, Trials
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.detector.observables import measure
 from zdc_nb.evaluation.metrics import Observed
 from zdc_nb.evaluation.names import SIMULATED
@@ -166,7 +166,7 @@ def calibration_figure(curves: pd.DataFrame, title: str) -> Figure:
             ms=3,
             lw=2.5 if main else 1,
             color="black" if main else None,
-            label=f"{symbol(str(name))} ({part['particles'].iloc[0]} particles)",
+            label=f"{drawn_symbol(str(name))} ({part['particles'].iloc[0]} particles)",
         )
     axis.axhline(0, color="0.5", ls=":")
     axis.set_xlabel("level of the quantile")
@@ -186,7 +186,7 @@ def quantile_figure(table: pd.DataFrame, title: str) -> Figure:
             style = "-" if level == 0.5 else "--"
             axis.plot(part["energy"], part["drawn"], style, marker="_", color=_DRAWN)
             axis.plot(part["energy"], part["simulated"], "o", ms=4, color=_SIMULATED)
-        axis.set_title(symbol(group))
+        axis.set_title(drawn_symbol(group))
         axis.set_yscale("log")
         axis.set_xlabel("energy (GeV)")
     axes[0].set_ylabel("10, 50 and 90% points\nof the photon sum (photons)")

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from zdc_nb.data.symbols import symbol
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.training.losses import DISTILLATION_TERMS
 
 __all__ = ["likelihood_figure", "student_figure"]
@@ -70,5 +70,7 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.suptitle(f"Distilling the student of {symbol(subset)}, setup {setup}: terms of the loss")
+    figure.suptitle(
+        f"Distilling the student of {drawn_symbol(subset)}, setup {setup}: terms of the loss"
+    )
     return figure
