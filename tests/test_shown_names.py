@@ -107,14 +107,21 @@ def test_a_figure_without_a_text_has_none(tmp_path: Path) -> None:
 def test_a_saved_figure_has_its_colours_and_is_small(tmp_path: Path) -> None:
     figure = Figure(figsize=(4, 3))
     axis = figure.subplots()
-    axis.imshow(np.arange(400).reshape(20, 20), cmap="viridis")
+    axis.set_facecolor("0.93")
+    axis.imshow(np.ma.masked_less(np.arange(400), 200).reshape(20, 20), cmap="viridis")
     axis.plot([1, 2], [3, 3], color="#d55e00", linewidth=1)
     full = BytesIO()
     figure.savefig(full, dpi=150, bbox_inches="tight", format="png")
     save_figure(figure, tmp_path / "saved.png", "A line on squares.")
     with Image.open(full) as before, Image.open(tmp_path / "saved.png") as after:
         pixels = [np.asarray(each.convert("RGB"), np.int64) for each in (before, after)]
-    assert np.abs(pixels[0] - pixels[1]).max() <= 12
+    off = np.abs(pixels[0] - pixels[1]).max(-1)
+    assert off.max() <= 12
+    # white and the grey of what is empty
+    for plain in ((255, 255, 255), (237, 237, 237)):
+        there = (pixels[0] == plain).all(-1)
+        assert there.sum() > 1000
+        assert off[there].max() == 0
     assert (tmp_path / "saved.png").stat().st_size < 0.6 * len(full.getvalue())
 
 

@@ -113,10 +113,10 @@ def _with_more(models: Iterable[str], known: dict[str, str], more: Sequence[str]
     return known | {model: more[place % len(more)] for place, model in enumerate(others)}
 
 
-def columns_of(labels: int) -> int:
-    """Columns of a legend below the panels, in rows of about equal length."""
-    rows = -(-labels // _LABELS)
-    return -(-labels // rows)
+def columns_of(count: int, most: int = _LABELS) -> int:
+    """Columns for labels of a legend, or panels, in rows of about equal length, ``most`` at most."""
+    rows = -(-count // most)
+    return -(-count // rows)
 
 
 def choose_examples(events: Events, count: int) -> NDArray[np.intp]:
@@ -627,7 +627,7 @@ def importance_figure(importances: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(importances["model"]))
     largest = importances.groupby("feature", sort=False)["importance"].max()
     shown = largest.sort_values(ascending=False, kind="stable").index[:SHOWN_FEATURES]
-    across = min(len(models), _MANY)
+    across = columns_of(len(models), _MANY)
     down = -(-len(models) // across)
     size = 3.2 + 2.4 * across, down * (0.6 + 0.3 * len(shown)) + 0.8
     figure = Figure(figsize=size, layout="constrained")

@@ -140,13 +140,14 @@ def curves_figure(model: Surrogate, event: Events) -> Figure:
         guess = binom.pmf(half, n, first / whole)
         axis.step(half, guess, where="mid", color="0.6", label="binomial, by area")
         found = counts[tree.first[node]]
-        axis.axvline(found, color="black", ls=":", label=f"this response: {found}")
+        axis.axvline(found, color="black", ls=":", label="this response")
         axis.set_xlabel("photons in the first half")
-        axis.set_title(f"node {node}: {n} photons to be shared", fontsize=9)
+        axis.set_title(f"{n} photons to be shared, {found} in the first half", fontsize=9)
         axis.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("probability")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.suptitle("P(l | n, what the network sees) for the three boxes above")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.suptitle("Share of the photons of three boxes, given what the network sees")
     return figure
 
 
