@@ -212,7 +212,11 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
     if len(tables.get("models", ())) and "meaning" not in shown:
         compared = tables.get("comparison", pd.DataFrame())
         shown["verdict"] = _html(evaluation.verdict(tables["models"], compared))
-    show("summary", lambda table: _table(evaluation.summary_table(table).style), "models")
+    show(
+        "summary",
+        lambda table: _table(evaluation.summary_table(table).rename_axis(None).style),
+        "models",
+    )
     show("models_findings", evaluation.model_findings, "models")
     show("table1_findings", evaluation.ablation_findings, *of_table1)
     show("table2_findings", evaluation.shape_findings, "table2")
