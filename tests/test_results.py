@@ -308,7 +308,7 @@ def test_shape_findings_name_the_worst_error_beside_the_floor() -> None:
 def test_shape_findings_count_the_errors_that_improve() -> None:
     published = published_table(2)
     text = shape_findings(published)
-    assert "teacher 1.60 and 2.22, bs 1.64 and 2.34, bs+ch+div 1.63 and 2.26" in text
+    assert "teacher 1.60 and 2.22; bs 1.64 and 2.34; bs+ch+div 1.63 and 2.26" in text
     assert "bs+ch+div has a smaller mean than bs in 8 of the 8 errors." in text
 
 

@@ -361,7 +361,9 @@ def _shape_sentences(table: pd.DataFrame) -> Iterator[str]:
         centre, radius = values["centre", "MAE"], values["radius", "MAE"]
         yield (
             f"**{subset}.** Error (MAE) of the mean centre and radius in fibres: "
-            + ", ".join(f"{model} {centre[model]:.2f} and {radius[model]:.2f}" for model in models)
+            + "; ".join(
+                f"{name_of(model)} {centre[model]:.2f} and {radius[model]:.2f}" for model in models
+            )
             + "."
         )
         if "reference+sum" in models:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import FEATURES, PDG, Events, Trials
-from zdc_nb.data.symbols import drawn_symbol
+from zdc_nb.data.symbols import drawn_symbol, symbol
 from zdc_nb.detector.observables import measure
 from zdc_nb.evaluation.metrics import Observed
 from zdc_nb.evaluation.names import SIMULATED
@@ -312,7 +312,7 @@ def photon_sum_findings(subset: str, scores: pd.DataFrame, curves: pd.DataFrame)
     """What the numbers say, in sentences."""
     found = scores.set_index("model")
     nats = found["nats"]
-    first = f"On `{subset}` the photon sum of a test response has {nats['drawn']:.2f} nats; "
+    first = f"On {symbol(subset)} the photon sum of a test response has {nats['drawn']:.2f} nats; "
     said = [first + f"who knows no particle has {nats['ignorant']:.2f}."]
     text = (
         f"The spectrum of drawn sums is {found.WS['drawn']:.2f} photons from the simulated one (WS)"
@@ -330,7 +330,7 @@ def photon_sum_findings(subset: str, scores: pd.DataFrame, curves: pd.DataFrame)
     worst = species.sort_values("off").iloc[-1]
     said.append(
         f"Its quantiles are off by at most {overall:.3f} in all, and by {worst['off']:.3f} for "
-        f"`{worst['group']}`, which has {worst['particles']} test particles"
+        f"{symbol(str(worst['group']))}, which has {worst['particles']} test particles"
         + (", too few to say much." if worst["particles"] < 50 else ".")
     )
     return " ".join(said)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import PDG, Trials
+from zdc_nb.data.symbols import symbol
 
 __all__ = [
     "calibration_error",
@@ -122,7 +123,7 @@ def signal_findings(subset: str, scores: pd.DataFrame) -> str:
     """What the numbers say, in sentences."""
     every = scores[scores["group"] == "all"].iloc[0]
     text = (
-        f"Of the simulations of {every['particles']} test particles of `{subset}` that training never "
+        f"Of the simulations of {every['particles']} test particles of {symbol(subset)} that training never "
         f"saw, {every['lit']:.1%} have light, and {every['predicted']:.1%} were predicted. The "
         f"expected calibration error is {every['ece']:.3f}, the AUC {every['auc']:.3f}: how much a "
         "particle leaves to chance (an upstream interaction, where a decay happens) bounds it. "
@@ -133,7 +134,7 @@ def signal_findings(subset: str, scores: pd.DataFrame) -> str:
         off = (species["predicted"] - species["lit"]).abs()
         worst = species.assign(off=off).sort_values("off").iloc[-1]
         text += (
-            f" Farthest off is `{worst['group']}`: {worst['lit']:.1%} lit, {worst['predicted']:.1%} "
+            f" Farthest off is {symbol(str(worst['group']))}: {worst['lit']:.1%} lit, {worst['predicted']:.1%} "
             f"predicted, of {worst['particles']} particles"
             + (", too few to say much." if worst["particles"] < 50 else ".")
         )

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from zdc_nb.data.events import Split
+from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.baselines import BASELINES, RESIMULATED
 from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
@@ -256,7 +257,7 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
     means = means.reindex(columns=["AUC image", "AUC"]).dropna(how="all")
     subsets = [name for name in SUBSETS if name in means.index.get_level_values("subset")]
     rows = [
-        (f"ZN, {subset} (this study)", model, *means.xs((subset, model)))
+        (f"ZN, {symbol(subset)} (this study)", model, *means.xs((subset, model)))
         for subset in subsets[-1:]
         for model in in_order(means.loc[subset].index)
         if is_trained(model) or model == "reference+sum"
