@@ -10,6 +10,7 @@ from scipy.stats import wasserstein_distance
 from tests.projects import ROOT
 from zdc_nb.data.events import Split, keep_aside, split_by_response
 from zdc_nb.data.simulation import simulate
+from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.detector import ZN
 from zdc_nb.evaluation.metrics import observe
 from zdc_nb.evaluation.photon_sum import (
@@ -156,7 +157,8 @@ def test_figures_show_what_is_compared(parts):
     assert "less the level" in curves.get_ylabel()
     assert len(curves.get_legend_handles_labels()[1]) >= 2
     panels = quantile_figure(quantile_table(test, drawn), "x").axes
-    assert {axis.get_title() for axis in panels} <= {"n", "lambda", "k0s", "sigma+", "others"}
+    names = {drawn_symbol(name) for name in ("n", "lambda", "k0s", "sigma+", "others")}
+    assert {axis.get_title() for axis in panels} <= names
     assert len(sum_spectrum_figure(test, drawn, "x").axes) == 2
     seen = observe(test.responses, ZN)
     both = type(seen)(*(np.stack([part, part]) for part in seen))

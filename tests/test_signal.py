@@ -134,7 +134,7 @@ def test_figure_and_findings_say_what_is_off():
     assert "expected calibration error is 0." in text
     assert "Farthest off" in text
     titles = [axis.get_title() for axis in signal_figure(p, trials, "x").axes]
-    assert titles == ["calibration", "ROC", "what is said of which"]
+    assert titles == ["Calibration", "ROC", "What is said of which"]
 
 
 def test_trials_of_responses_are_those_of_a_loop():
