@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from zdc_nb.bench.cases import CASES, Case
 from zdc_nb.bench.run import Machine
+from zdc_nb.evaluation.figures import columns_of
 
 __all__ = ["batch_figure", "growth_figure", "roofline_figure"]
 
@@ -156,7 +157,7 @@ def _finish(figure: Figure, chosen: pd.DataFrame, title: str, extra: Sequence[Li
         label = "open: extrapolated from some of the D passes"
         handles.append(_marker(label, "0.3", markerfacecolor="white"))
     handles += extra
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(len(handles), 6))
     figure.suptitle(title)
 
 
