@@ -359,7 +359,7 @@ def test_figures_show_every_number_that_they_are_given(table: pd.DataFrame) -> N
         setup: make_history(2, end=4.0 + k, channel=0.5, loss=9.0) for k, setup in enumerate(SETUPS)
     }
     terms = figures.loss_terms_figure(histories, "n").axes
-    assert [axis.get_title() for axis in terms] == ["end", "channel", "loss"]
+    assert [axis.get_title() for axis in terms] == ["end", "channel loss", "what was minimised"]
     assert all(len(axis.lines) == 2 * len(SETUPS) for axis in terms)
 
 

@@ -26,7 +26,7 @@ from zdc_nb.evaluation.closure import EVERYTHING
 from zdc_nb.evaluation.comparison import LEVEL
 from zdc_nb.evaluation.distances import photon_spectrum
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
-from zdc_nb.evaluation.names import SIMULATED, name_of, with_names
+from zdc_nb.evaluation.names import SIMULATED, TERMS, name_of, with_names
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
 from zdc_nb.params import DRAWN, SUBSETS
 
@@ -407,7 +407,7 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
             legend=False,
             ax=axis,
         )
-        axis.set(title=term.replace("_", ", ") + " loop" * ("_" in term), xlabel="epoch", ylabel="")
+        axis.set(title=TERMS.get(term, term), xlabel="epoch", ylabel="")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if (chosen["value"] > 0).all():
             _logarithmic(axis)

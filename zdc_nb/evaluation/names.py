@@ -11,10 +11,22 @@ from pandas.io.formats.style import Styler
 from zdc_nb.data.symbols import symbol
 from zdc_nb.params import DRAWN
 
-__all__ = ["SIMULATED", "name_of", "with_names"]
+__all__ = ["SIMULATED", "TERMS", "name_of", "with_names"]
 
 SIMULATED = "simulated (test)"
 """The responses that all others are compared with."""
+
+TERMS = {
+    "loss": "what was minimised",
+    "end_data": "ends, data loop",
+    "blocks_data": "blocks between, data loop",
+    "made_data": "spline parameters, data loop",
+    "end_latent": "ends, latent loop",
+    "blocks_latent": "blocks between, latent loop",
+    "made_latent": "spline parameters, latent loop",
+    "channel": "channel loss",
+}
+"""The terms of a student's loss."""
 
 _NAMES = {
     "test": SIMULATED,
@@ -27,6 +39,7 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "subset": lambda name: symbol(str(name)),
     "group": lambda name: symbol(str(name)),
     "model": lambda name: name_of(str(name)),
+    "term": lambda name: TERMS.get(str(name), str(name)),
 }
 """How the values of a column, or of a level of an index, of this name are shown."""
 

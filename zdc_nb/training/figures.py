@@ -7,21 +7,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zdc_nb.data.symbols import drawn_symbol
+from zdc_nb.evaluation.names import TERMS
 from zdc_nb.training.losses import DISTILLATION_TERMS
 
 __all__ = ["likelihood_figure", "student_figure"]
 
 _COLOURS = {"train": "#3b6fb6", "validation": "#d1603d"}
 
-_TITLES = {
-    "end_data": "ends, data loop\nx' against x",
-    "blocks_data": "blocks between, data loop\n$y_i$ against $x_i$",
-    "made_data": "spline parameters, data loop\n$q_i$ against $p_i$",
-    "end_latent": "ends, latent loop\nz' against z",
-    "blocks_latent": "blocks between, latent loop\n$x_i$ against $y_i$",
-    "made_latent": "spline parameters, latent loop\n$p_i$ against $q_i$",
-    "channel": "channel loss\n(eq. 2, unweighted)",
+_COMPARED = {
+    "end_data": "x' against x",
+    "blocks_data": "$y_i$ against $x_i$",
+    "made_data": "$q_i$ against $p_i$",
+    "end_latent": "z' against z",
+    "blocks_latent": "$x_i$ against $y_i$",
+    "made_latent": "$p_i$ against $q_i$",
+    "channel": "(eq. 2, unweighted)",
 }
+"""What the terms of a student's loss compare."""
 
 
 def likelihood_figure(history: pd.DataFrame, title: str, unit: str = "fibre") -> Figure:
@@ -61,7 +63,7 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
             part = history[(history.split == split) & (history.term == term)]
             axis.plot(part.epoch, part.value, "o-", ms=3, color=colour, label=split)
         axis.set_yscale("log")
-        axis.set_title(_TITLES.get(term, "what was minimised"), fontsize=10)
+        axis.set_title("\n".join((TERMS[term], _COMPARED.get(term, ""))), fontsize=10)
         axis.set_ylabel("loss" if term == "loss" else "mean squared difference")
     for axis in axes[len(terms) + 1 :]:
         axis.set_visible(False)
