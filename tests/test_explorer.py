@@ -558,8 +558,10 @@ def test_in_jupyterlab_the_picture_follows_the_energy(own_copy: Path, tmp_path: 
     ):
         driver.get(address)
         wait_for(driver, ".jp-Notebook .jp-CodeCell")
-        # the kernel is there
-        wait_for(driver, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        # what runs before the kernel is connected is lost; the status line tells
+        WebDriverWait(driver, 120).until(
+            lambda d: "| Idle" in d.find_element(By.ID, "jp-bottom-panel").text
+        )
         driver.find_element(By.XPATH, "//div[text()='Run']").click()
         wait_for(driver, "li[data-command='runmenu:run-all']").click()
         # the last cell's table

@@ -118,7 +118,7 @@ class ResponseControls:
             base=10,
             min=math.log10(LEAST_ENERGY),
             max=math.log10(BEAM_ENERGY),
-            step=0.01,
+            step=0.001,
             readout_format=".0f",
             description="energy (GeV)",
             layout=_WIDE,
