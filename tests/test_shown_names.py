@@ -20,6 +20,8 @@ from zdc_nb.data.simulation import SPECIES
 from zdc_nb.data.symbols import drawn_symbol, symbol
 from zdc_nb.evaluation.names import name_of, with_names
 from zdc_nb.params import SUBSETS
+from zdc_nb.study.speed import engine_findings
+from zdc_nb.training.figures import likelihood_figure, student_figure
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 CODES = [species.pdg for species in SPECIES]
@@ -123,6 +125,30 @@ def test_a_saved_figure_has_its_colours_and_is_small(tmp_path: Path) -> None:
         assert there.sum() > 1000
         assert off[there].max() == 0
     assert (tmp_path / "saved.png").stat().st_size < 0.6 * len(full.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("responses", "said"),
+    [
+        (30_000, "take 30 seconds, and in plain torch they would take 120."),
+        (600_000, "take 10 minutes, and in plain torch they would take 40."),
+        (9_000_000, "take 2.5 hours, and in plain torch they would take 10."),
+    ],
+)
+def test_the_time_of_trainings_is_told_in_a_unit_that_suits(responses: int, said: str) -> None:
+    rows = [("teacher", "fused", "bfloat16", 1.0), ("teacher", "plain", "float32", 4.0)]
+    table = pd.DataFrame(rows, columns=["model", "engine", "precision", "ms_per_sample"])
+    assert said in engine_findings(table.assign(responses=responses))
+
+
+def test_epochs_are_whole() -> None:
+    rows = [(k, part, "loss", 1.0 / k) for k in (1, 2, 3) for part in ("train", "validation")]
+    history = pd.DataFrame(rows, columns=["epoch", "split", "term", "value"])
+    for figure in (likelihood_figure(history, "x"), student_figure(history, "k0s", "bs")):
+        axis = figure.axes[0]
+        assert axis.get_xlabel() == "epoch"
+        assert {float(tick) for tick in axis.get_xticks()} <= {*map(float, range(5))}
+    assert "K$^0" in figure.get_suptitle()
 
 
 def texts_of(path: Path) -> dict[str, str]:

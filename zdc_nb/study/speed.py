@@ -351,8 +351,8 @@ def _engine_sentences(training: pd.DataFrame) -> Iterator[str]:
     unit, length = _unit_of(seconds["fused"])
     yield (
         f"**What this bought**: at these rates, measured one after the other on all cores, the "
-        f"trainings of this study take {seconds['fused'] / length:.2g} {unit}, and in plain torch they "
-        f"would take {seconds['plain'] / length:.2g}. In the same time, plain torch would have seen "
+        f"trainings of this study take {seconds['fused'] / length:.3g} {unit}, and in plain torch they "
+        f"would take {seconds['plain'] / length:.3g}. In the same time, plain torch would have seen "
         f"{seconds['fused'] / seconds['plain']:.0%} of these responses."
     )
 
