@@ -547,7 +547,6 @@ def wait_for(driver: Chrome, css: str, seconds: float = 120) -> WebElement:
     return WebDriverWait(driver, seconds).until(lambda d: d.find_element(By.CSS_SELECTOR, css))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
 def test_in_jupyterlab_the_picture_follows_the_energy(own_copy: Path, tmp_path: Path) -> None:
     before = fingerprints(own_copy)
