@@ -28,6 +28,7 @@ from zdc_nb.data.simulation import SPECIES, aim, decay_length
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.detector import ZN
 from zdc_nb.params import ParameterError, Study, UserError, load_study
+from zdc_nb.study import stages_of
 from zdc_nb.study.artefacts import MissingArtefactError
 from zdc_nb.study.dataset import kept_events
 from zdc_nb.study.explorer import SYMBOLS, Explorer, choose_study, fate, finished_studies
@@ -289,7 +290,10 @@ def test_the_best_finished_study_is_taken(
     write_study(tmp_path, "mine", {})
     for name in ("smoke", "mine", "small"):
         study = load_study(f"params/{name}.yaml")
-        complete_mark(study).parent.mkdir(parents=True)
+        pages = study.reports / "html"
+        pages.mkdir(parents=True)
+        for stage in stages_of(study):
+            (pages / f"{stage.name}.html").touch()
         complete_mark(study).write_text(study.model_dump_json(), "utf-8")
     assert [study.name for study in finished_studies()] == ["small", "mine", "smoke"]
     assert choose_study(None).name == "small"
