@@ -31,9 +31,9 @@ from zdc_nb.params import ParameterError, Study, UserError, load_study
 from zdc_nb.study import stages_of
 from zdc_nb.study.artefacts import MissingArtefactError
 from zdc_nb.study.dataset import kept_events
-from zdc_nb.study.explorer import SYMBOLS, Explorer, choose_study, fate, finished_studies
-from zdc_nb.study.explorer_controls import LevelControls, ResponseControls, has_frontend
-from zdc_nb.study.explorer_figures import Batch, ResponsesPicture
+from zdc_nb.study.explorer.controls import LevelControls, ResponseControls, has_frontend
+from zdc_nb.study.explorer.explorer import SYMBOLS, Explorer, choose_study, fate, finished_studies
+from zdc_nb.study.explorer.figures import Batch, ResponsesPicture
 from zdc_nb.study.lab import advice, more_options
 from zdc_nb.study.status import complete_mark
 

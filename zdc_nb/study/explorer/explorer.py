@@ -6,7 +6,7 @@
     explorer.particle = explorer.aim("Λ", energy=2500.0, x=5.0, y=-5.0)
     explorer.model = "splitting, all species"
     view = explorer.view()  # responses of both, and what is measured of them
-    explorer.show()  # in a notebook: a picture, and controls where there is JupyterLab
+    show_responses(explorer)  # in a notebook: a picture, and controls where there is JupyterLab
 
 Nothing of a study is changed by looking at it.
 """
@@ -56,7 +56,7 @@ from zdc_nb.params import (
 )
 from zdc_nb.study.artefacts import Artefact, MissingArtefactError, kind_of
 from zdc_nb.study.dataset import kept_events, study_split
-from zdc_nb.study.explorer_figures import Batch, LevelsPicture, ResponsesPicture
+from zdc_nb.study.explorer.figures import Batch, LevelsPicture, ResponsesPicture
 from zdc_nb.study.session import check_parameters
 from zdc_nb.study.status import is_complete
 
@@ -659,22 +659,6 @@ class Explorer:
         name = "" if self.splitting is None else _said(self.models[self.splitting])
         particle = f"{symbol(self.particle.pdg)} of {self.particle.energy:.0f} GeV"
         return f"{name}: {particle}, {int(response.sum())} photons"
-
-    def show(self, controls: bool | None = None) -> None:
-        """In a notebook: the picture of the view, with controls where somebody can use them.
-
-        ``controls`` True or False where that is not to be guessed.
-        """
-        # slow to import, and of no use outside of a notebook
-        from zdc_nb.study.explorer_controls import show_responses  # noqa: PLC0415
-
-        show_responses(self, controls)
-
-    def show_levels(self, controls: bool | None = None) -> None:
-        """The same of one response of the splitting flow, level by level."""
-        from zdc_nb.study.explorer_controls import show_levels  # noqa: PLC0415
-
-        show_levels(self, controls)
 
     def times(self, runs: int = 9) -> pd.DataFrame:
         """How long a view takes from the move of a slider to the picture, by kind of model: medians.

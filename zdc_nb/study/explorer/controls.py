@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zdc_nb.data.simulation import BEAM_ENERGY
 from zdc_nb.detector import ZN, split_tree
 from zdc_nb.params import UserError
-from zdc_nb.study.explorer import LEAST_ENERGY, SUMS, SYMBOLS, Explorer, View
+from zdc_nb.study.explorer.explorer import LEAST_ENERGY, SUMS, SYMBOLS, Explorer, View
 
 __all__ = ["LevelControls", "ResponseControls", "has_frontend", "show_levels", "show_responses"]
 
@@ -48,7 +48,10 @@ def has_frontend() -> bool:
 
 
 def show_responses(explorer: Explorer, controls: bool | None = None) -> None:
-    """See :meth:`~zdc_nb.study.explorer.Explorer.show`."""
+    """In a notebook: the picture of the view, with controls where somebody can use them.
+
+    ``controls`` True or False where that is not to be guessed.
+    """
     if controls if controls is not None else has_frontend():
         panel = ResponseControls(explorer)
         _show(panel.png, "\n".join(panel.lines), panel.box)
@@ -58,7 +61,7 @@ def show_responses(explorer: Explorer, controls: bool | None = None) -> None:
 
 
 def show_levels(explorer: Explorer, controls: bool | None = None) -> None:
-    """See :meth:`~zdc_nb.study.explorer.Explorer.show_levels`."""
+    """The same of one response of the splitting flow, level by level."""
     if controls if controls is not None else has_frontend():
         levels = LevelControls(explorer)
         text = "" if levels.response is None else explorer.levels_text(levels.response)
