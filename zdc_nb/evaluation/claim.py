@@ -53,18 +53,21 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
     axes = figure.subplots(len(subsets), len(studies), squeeze=False, sharey="row")
     weights = sorted({float(weight) for weight in chosen["weight"].dropna()} - {0.0})
     for row, subset in zip(axes, subsets, strict=True):
+        shown = []
         for axis, name in zip(row, studies, strict=True):
             part = chosen[(chosen["subset"] == subset) & (chosen["study"] == name)]
             if part.empty:
                 axis.remove()
                 continue
+            shown.append(axis)
             _against_weight(axis, part, weights)
             trainings = int(part["trainings"].max())
             axis.set_title(
                 f"{drawn_symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
             )
             axis.set_xlabel("weight of the channel loss (0: without)")
-        row[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
+        shown[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
+        shown[0].tick_params(labelleft=True)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
