@@ -117,6 +117,14 @@ def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
     assert labels == [["0", "1", "1000"]] * 3
 
 
+def test_a_row_without_its_first_panel_keeps_its_axis() -> None:
+    lines = table_of(rows_of("scratch_ch1", 1.0, {}), rows_of("scratch_ch1000", 1000.0, HELPS))
+    table = pd.concat([lines, lines.assign(study="splits", subset="all")])
+    for axis in claim_figure(table, "MAE_cw").axes:
+        assert axis.get_ylabel() == "MAE_cw (photons)"
+        assert axis.yaxis.get_tick_params()["labelleft"]
+
+
 def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "claim.yaml"
     file.write_text(
