@@ -24,14 +24,19 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.browser import NO_BROWSER, find_browser, open_browser
 from tests.projects import ROOT, THREADS, new_project, papermill, run, write_study
 from zdc_nb.data.events import impact_point
-from zdc_nb.data.simulation import SPECIES, aim, decay_length
+from zdc_nb.data.simulation import BEAM_ENERGY, SPECIES, aim, decay_length
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.detector import ZN
 from zdc_nb.params import ParameterError, Study, UserError, load_study
 from zdc_nb.study import stages_of
 from zdc_nb.study.artefacts import MissingArtefactError
 from zdc_nb.study.dataset import kept_events
-from zdc_nb.study.explorer.controls import LevelControls, ResponseControls, has_frontend
+from zdc_nb.study.explorer.controls import (
+    LevelControls,
+    ResponseControls,
+    has_frontend,
+    show_levels,
+)
 from zdc_nb.study.explorer.explorer import SYMBOLS, Explorer, choose_study, fate, finished_studies
 from zdc_nb.study.explorer.figures import Batch, ResponsesPicture
 from zdc_nb.study.lab import advice, more_options
@@ -149,7 +154,9 @@ def test_photon_sums_are_drawn_copied_or_set_by_hand(explorer: Explorer) -> None
         explorer.view()
 
 
-def test_a_study_without_photon_sums_or_splitting_flow_shows_what_it_has(smoke: Study) -> None:
+def test_a_study_without_photon_sums_or_splitting_flow_shows_what_it_has(
+    smoke: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = changed(smoke, photon_sum=None, signal=None, splitting=None)
     explorer = Explorer(study)
     assert "splitting, all species" not in explorer.models
@@ -168,6 +175,9 @@ def test_a_study_without_photon_sums_or_splitting_flow_shows_what_it_has(smoke: 
     levels = LevelControls(explorer)
     assert levels.png == b""
     assert "has no splitting flow" in levels.said.value
+    # and so does a notebook that is run without them
+    show_levels(explorer)
+    assert "has no splitting flow" in capsys.readouterr().out
 
 
 def test_a_model_is_not_asked_about_what_it_has_not_learned(explorer: Explorer) -> None:
@@ -270,6 +280,12 @@ def test_controls_are_followed(explorer: Explorer) -> None:
         assert panel.png not in seen
         seen.add(panel.png)
     assert explorer.particle.row == 11
+    # the right end of a logarithmic slider, which is rounded
+    panel.source.value = "aim"
+    panel.energy.value = 10**panel.energy.max
+    assert explorer.particle.energy == BEAM_ENERGY
+    assert "expected" not in panel.said.value
+    panel.source.value = "row"
     assert (explorer.photons, explorer.model, explorer.seed) == (2000, "bs, all species", 5)
     # the levels are of the particle that was chosen last
     assert levels.png != deep

@@ -336,3 +336,34 @@ def test_a_heading_of_several_rows_goes_with_each(made: Study, browser: Chrome) 
         ["all", "teacher", "1 200 ± 9"],
         ["all", "bs", ""],
     ]
+
+
+def test_times_are_sorted_by_how_long_they_are(made: Study, browser: Chrome) -> None:
+    browser.get((made.reports / "index.html").as_uri() + "#run")
+    cells = "[...document.querySelectorAll('.stages tbody td:nth-child(4)')]"
+    browser.execute_script(
+        f"const times = ['0:40:12', '1 day, 2:00:00', '0:01:30', '10:00:00'];"
+        f"{cells}.forEach((cell, place) => {{ cell.textContent = times[place] ?? ''; }});"
+        "[...document.querySelectorAll('.stages th')].find(cell => cell.textContent.startsWith('time')).click()"
+    )
+    shown = of(browser, f"{cells}.map(cell => cell.textContent).filter(text => text)")
+    assert shown == ["0:01:30", "0:40:12", "10:00:00", "1 day, 2:00:00"]
+
+
+def test_a_page_opens_at_its_top_and_leads_to_where_one_is(made: Study, browser: Chrome) -> None:
+    browser.get((made.reports / "html" / "15_generator-all.html").as_uri())
+    assert of(browser, "window.scrollY") == 0
+    assert browser.find_element(By.TAG_NAME, "h1").is_displayed()
+
+
+def test_a_notebook_that_cannot_be_shown_costs_its_page_alone(made: Study) -> None:
+    broken = stages_of(made)[3].executed
+    kept = broken.read_bytes()
+    try:
+        broken.write_text('{"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5}')
+        pages = write_pages(made, states_of(made)[0])
+        assert len(pages) == len(stages_of(made)) - 1
+        assert broken.stem not in {page.stem for page in pages}
+    finally:
+        broken.write_bytes(kept)
+        write_pages(made, states_of(made)[0])

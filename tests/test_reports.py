@@ -29,11 +29,14 @@ from zdc_nb.evaluation import (
     ablation_findings,
     model_findings,
     model_table,
+    name_of,
     published_table,
     relative_changes,
     shape_findings,
+    summary_table,
     table1,
     table2,
+    verdict,
 )
 from zdc_nb.params import SETUPS, Study, load_study
 from zdc_nb.study import report
@@ -348,11 +351,39 @@ def test_a_study_whose_numbers_mean_nothing_says_so_before_all_else(study: Study
     header, first = page.select("main > *")[:2]
     assert header.name == "header"
     assert first.get("id") == "meaning"
-    # nothing is concluded from such numbers
-    assert text_of(page.select("#verdict")[0]) == ""
     assert text_of(first).startswith(
         "These numbers mean nothing. Too few test responses: n 160, all"
     )
+    # nothing is concluded from such numbers
+    assert text_of(page.select("#verdict")[0]) == ""
+    # nor where what compares the setups is not there
+    for name in ("table1", "comparison"):
+        (study.reports / "tables" / f"{name}.csv").unlink()
+    page = read_page(study)
+    assert page.find(id="meaning") is not None
+    assert text_of(page.select("#verdict")[0]) == ""
+
+
+def test_the_page_begins_with_a_verdict_and_a_small_table(study: Study) -> None:
+    sizes = read_table(study, "datasets").assign(responses=5000)
+    sizes.to_csv(study.reports / "tables" / "datasets.csv", index=False)
+    means = read_table(study, "table1")
+    means.loc[means["model"] == "ignorant", "mean"] = 99.0
+    means.to_csv(study.reports / "tables" / "table1.csv", index=False)
+    compared = read_table(study, "comparison").assign(low=1.0, high=2.0)
+    compared.to_csv(study.reports / "tables" / "comparison.csv", index=False)
+    page = read_page(study)
+    tables = [read_table(study, name) for name in ("models", "comparison")]
+    said = re.sub(r"[*`]", "", verdict(*tables))
+    assert text_of(page.select("#verdict")[0]) == said
+    (table,) = page.select(".small table")
+    expected = summary_table(tables[0], "all")
+    assert [row[0] for row in cells(table)] == [name_of(str(name)) for name in expected.index]
+    assert [row[1] for row in cells(table)] == [*expected["AUC"]]
+    # a table of all data sets but the last, or of none
+    for rest in (tables[0][tables[0]["subset"] == "n"], tables[0].head(0)):
+        rest.to_csv(study.reports / "tables" / "models.csv", index=False)
+        assert read_page(study).select(".small table") == []
 
 
 def test_what_speed_bought_is_added_up(study: Study) -> None:

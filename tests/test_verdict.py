@@ -53,9 +53,9 @@ def test_it_names_the_nearest_and_the_farthest_beside_the_floor() -> None:
     assert "an AUC of 0.630 to 0.650 on those of `splitting`" in first
     # in the mean over the data sets: bs has 0.97 and 0.99, the teacher 0.99 and 0.98
     assert "of 0.980 to 0.990 on those of `teacher`, the farthest" in first
-    assert "new simulations of the same particles have 0.580 to 0.620" in first
-    assert "MAE_cw) of `splitting` is 1.10 times the floor" in first
-    assert second == "Whether physics in the students' loss helps was not asked."
+    assert "(new simulations, scaled, have 0.580 to 0.620; 0.5 finds none, 1 all)" in first
+    assert "`splitting` in the channels (MAE_cw) is 1.10 times theirs" in first
+    assert second == "No setup with physics in its loss stands beside `bs` here."
 
 
 def test_without_classifiers_the_channels_judge() -> None:
@@ -82,15 +82,26 @@ def test_what_the_physics_brought_counts_only_what_is_shown(trainings: int, says
     )
     _, second = sentences(verdict(SOME, compared))
     assert "better than that of `bs` on n (`bs+ch`), worse on n (`bs+div`)" in second
-    assert "the rest of the 6 pairs" in second
+    assert "neither is shown in 4 of 6 pairs" in second
     assert says in second
 
 
-def test_the_small_table_is_that_of_the_last_data_set() -> None:
-    table = summary_table(SOME)
+def test_what_the_physics_brought_is_not_told_where_nobody_knows() -> None:
+    assert "not known yet: `09_ablations`" in verdict(SOME, None)
+    compared = comparison(1, bs_ch=(-9.0, -1.0))
+    single = compared[compared["metric"] == "WS"]
+    assert "cannot be told by particle" in verdict(SOME, single)
+    others = compared.assign(model="ch1000")
+    assert "No setup with physics" in verdict(SOME, others)
+
+
+def test_the_small_table_is_that_of_one_data_set() -> None:
+    table = summary_table(SOME, "all")
     assert [*table.index] == [FLOOR, "teacher", "bs", "splitting"]
     assert [*table.columns] == ["AUC", "MAE_cw", "MB", "what it is"]
     assert table.loc["teacher", "AUC"] == "0.980"
     assert table.loc[FLOOR, "MAE_cw"] == "5"
     assert str(table.loc["splitting", "MAE_cw"]).startswith("5.5 (1.10 ")
     assert [*table["MB"]] == ["", "96", "", "2.1"]
+    assert summary_table(SOME, "n").loc["bs", "AUC"] == "0.970"
+    assert len(summary_table(SOME, "lambda")) == 0

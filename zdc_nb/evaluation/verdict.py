@@ -9,9 +9,10 @@ import pandas as pd
 
 from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.comparison import LEVEL
+from zdc_nb.evaluation.names import name_of
 from zdc_nb.evaluation.sentences import listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
-from zdc_nb.params import DRAWN, SUBSETS
+from zdc_nb.params import DRAWN, SETUPS
 
 __all__ = ["FLOOR", "MEANINGS", "summary_table", "verdict"]
 
@@ -33,7 +34,7 @@ MEANINGS = {
 _ERRORS = ("MAE_cw", "WS", "centre", "radius")
 
 
-def verdict(models: pd.DataFrame, comparison: pd.DataFrame) -> str:
+def verdict(models: pd.DataFrame, comparison: pd.DataFrame | None) -> str:
     """Two sentences: how near the best and the worst model come to simulation, what physics brought.
 
     Parameters
@@ -42,7 +43,7 @@ def verdict(models: pd.DataFrame, comparison: pd.DataFrame) -> str:
         of :func:`~zdc_nb.evaluation.tables.model_table`.
     comparison
         of the setups with ``bs``, as for
-        :func:`~zdc_nb.evaluation.conclusions.ablation_findings`; it may be empty.
+        :func:`~zdc_nb.evaluation.conclusions.ablation_findings`; None where it is not there yet.
 
     Returns
     -------
@@ -51,13 +52,12 @@ def verdict(models: pd.DataFrame, comparison: pd.DataFrame) -> str:
     return f"{_nearness(models)} {_physics(comparison)}"
 
 
-def summary_table(models: pd.DataFrame) -> pd.DataFrame:
-    """The last data set of ``models`` against the floor, as text.
+def summary_table(models: pd.DataFrame, subset: str) -> pd.DataFrame:
+    """One data set of ``models`` against the floor, as text; no rows where they have none of it.
 
     A row for the floor, for ``ignorant`` and for each trained model; columns what it is, AUC,
     errors (with their multiple of the floor's in brackets), ms and MB, as far as any row has them.
     """
-    subset = _subsets(models)[-1]
     part = models[models["subset"] == subset]
     values = part.pivot(index="model", columns="metric", values="mean")
     names = [n for n in (FLOOR, "ignorant") if n in values.index]
@@ -91,10 +91,6 @@ def _multiple(ratio: float) -> str:
     return "" if np.isnan(ratio) else f" ({ratio:.2f} ×)"  # noqa: RUF001 - the sign of a multiple
 
 
-def _subsets(table: pd.DataFrame) -> list[str]:
-    return [subset for subset in SUBSETS if (table["subset"] == subset).any()]
-
-
 def _nearness(models: pd.DataFrame) -> str:
     values = models.pivot(index=["subset", "model"], columns="metric", values="mean")
     values = values.reindex(columns=["AUC", "MAE_cw"])
@@ -109,7 +105,7 @@ def _nearness(models: pd.DataFrame) -> str:
     }
     order = sorted(trained, key=lambda name: excess[name])
     best, worst = order[0], order[-1]
-    of_floor = f"new simulations of the same particles have {_range(floors[judge], judge)}"
+    of_floor = f"{name_of(FLOOR)}, have {_range(floors[judge], judge)}"
     if judge == "AUC":
         said = (
             f"**A classifier that looks for generated responses has an AUC of {_range(own[best][judge], judge)} "
@@ -118,7 +114,7 @@ def _nearness(models: pd.DataFrame) -> str:
         )
         ratios = (own[best]["MAE_cw"] / floors["MAE_cw"]).dropna()
         if len(ratios):
-            said += f"; the light in the channels (MAE_cw) of `{best}` is {_range(ratios, '')} times the floor"
+            said += f"; the error of `{best}` in the channels (MAE_cw) is {_range(ratios, '')} times theirs"
         return f"{said}."
     return (
         f"**Nearest to simulation is `{best}` with a MAE_cw of {_range(own[best][judge], judge)} photons**, "
@@ -134,24 +130,30 @@ def _range(values: pd.Series[float], metric: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def _physics(comparison: pd.DataFrame) -> str:
-    compared = comparison[comparison["metric"] == "MAE_cw"] if len(comparison) else comparison
-    setups = (
-        [n for n in in_order(compared["model"]) if n.startswith("bs+")] if len(compared) else []
-    )
+def _physics(comparison: pd.DataFrame | None) -> str:
+    if comparison is None:
+        return (
+            "What physics in the students' loss brings is not known yet: `09_ablations` compares."
+        )
+    setups = [name for name in in_order(comparison["model"]) if name in SETUPS and "+" in name]
     if not setups:
-        return "Whether physics in the students' loss helps was not asked."
-    compared = compared[compared["model"].isin(setups)]
-    helped = _where(compared[compared["high"] < 0], setups)
-    harmed = _where(compared[compared["low"] > 0], setups)
+        return "No setup with physics in its loss stands beside `bs` here."
+    compared = comparison[(comparison["metric"] == "MAE_cw") & comparison["model"].isin(setups)]
+    if compared.empty:
+        return (
+            "Whether physics in the students' loss helps cannot be told by particle: each has a "
+            "single response."
+        )
+    helped, harmed = compared[compared["high"] < 0], compared[compared["low"] > 0]
     trainings = int(compared["trainings"].min())
     trained = (
         "once, which says nothing of another training" if trainings == 1 else f"{trainings} times"
     )
     return (
-        f"**Physics in the students' loss** makes MAE_cw better than that of `bs` on {helped}, worse on {harmed} "
-        f"({LEVEL:.0%} intervals leave out 0; nothing is shown on the rest of the {len(compared)} pairs of setup and "
-        f"data set; each model was trained {trained})."
+        "**Physics in the students' loss** makes MAE_cw better than that of `bs` on "
+        f"{_where(helped, setups)}, worse on {_where(harmed, setups)} ({LEVEL:.0%} intervals leave out "
+        f"0; neither is shown in {len(compared) - len(helped) - len(harmed)} of {len(compared)} pairs of "
+        f"setup and data set; each model was trained {trained})."
     )
 
 

@@ -71,7 +71,7 @@ def advice(
         ]
     if _is_remote(environment) or not _has_screen(environment, platform):
         lines += [
-            "There is no screen here. Where this machine is a remote one, type on your own",
+            "Where this machine is a remote one, or has no screen, type on your own",
             f"  ssh -L {port}:localhost:{port} {host}",
             "and open there the address with the token that JupyterLab prints.",
         ]

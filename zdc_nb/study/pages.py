@@ -79,7 +79,7 @@ def navigation(states: Sequence[State], here: str) -> list[Group]:
         else:
             lines = [
                 Line(
-                    of,
+                    symbol(of) if of else "",
                     [_link(state, " ".join(state.stage.suffixes[1:]) or "seed1") for state in part],
                 )
                 for of, part in groupby(runs, key=lambda state: state.stage.subset or "")
@@ -107,7 +107,7 @@ def write_pages(study: Study, states: Sequence[State]) -> list[Path]:
     readable = {}
     for state in states:
         state.page = None
-        if state.notebook and state.state != "running" and read_notebook(folder / state.notebook):
+        if state.notebook and state.state != "running" and _is_whole(folder / state.notebook):
             readable[state.name] = folder / state.notebook
             state.page = f"html/{Path(state.notebook).stem}.html"
     chain = [state for state in states if state.page]
@@ -130,6 +130,18 @@ def write_pages(study: Study, states: Sequence[State]) -> list[Path]:
     for stale in {*(folder / "html").glob("*.html")} - {*pages}:
         stale.unlink()
     return pages
+
+
+def _is_whole(notebook: Path) -> bool:
+    """Whether a file is a notebook that can be shown: one page less, rather than no report."""
+    from nbformat import ValidationError, from_dict, validate  # noqa: PLC0415 - slow to import
+
+    content = read_notebook(notebook)
+    try:
+        validate(from_dict(content))
+    except ValidationError:
+        return False
+    return bool(content)
 
 
 def _facts(state: State) -> str:

@@ -72,8 +72,7 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
         notes=notes,
         unfinished=[state for state in states if state.state != "done"],
         made_by=made_by,
-        maker={state.name[:2]: state for state in states},  # of many, the last
-        shown=_shown(tables),
+        shown=_shown(tables, study.subsets[-1]),
         left_out=tables.get("reference_left_out", pd.DataFrame()).to_dict("records"),
         figures=_figures(study, states),
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
@@ -92,12 +91,14 @@ def _figures(study: Study, states: Sequence[State]) -> dict[str, tuple[str, Stat
     """Of each figure that there is what it shows, and the stage that makes it."""
     from zdc_nb.data.figures import description_of  # noqa: PLC0415 - slow to import
 
-    makers = {state.name[:2]: state for state in states}  # of many, the last
     found = {}
     for path in sorted((study.reports / "figures").glob("*.png")):
-        if maker := makers.get(path.name[:2]):
+        makers = [state for state in states if state.name[:2] == path.stem[:2]]
+        # of many, the one whose keys the figure's name ends with
+        of = [m for m in makers if path.stem.endswith("-".join(("", *m.stage.suffixes)))]
+        if of or makers:
             try:
-                found[path.stem] = description_of(path), maker
+                found[path.stem] = description_of(path) or path.stem, (of or makers)[-1]
             except OSError:  # no picture: written when the disk was full, say
                 continue
     return found
@@ -175,8 +176,8 @@ def _plain(value: object) -> str:
 # --- Tables and findings ------------------------------------------------------------------------
 
 
-def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
-    """What the page shows of the tables that are there, as HTML."""
+def _shown(tables: Mapping[str, pd.DataFrame], last: str) -> dict[str, Markup]:
+    """What the page shows of the tables that are there, as HTML; the small one is of data set ``last``."""
     # slow to import, and not needed to tell what failed
     from zdc_nb import evaluation  # noqa: PLC0415
 
@@ -201,22 +202,21 @@ def _shown(tables: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
         drawn = tables["table1"]["model"].str.endswith(DRAWN)
         tables = {**tables, "told": tables["table1"][~drawn]}
     # nothing to be shown where the numbers mean something
-    if {"datasets", "told", "comparison"} <= set(tables):
-        wanted = (tables[name] for name in ("datasets", "told", "comparison"))
-        if why := evaluation.meaning_warning(*wanted):
+    nothing = pd.DataFrame(columns=["subset", "model", "metric", "mean"])
+    if "datasets" in tables:
+        means = tables.get("told", nothing)
+        if why := evaluation.meaning_warning(tables["datasets"], means, tables.get("comparison")):
             shown["meaning"] = _html(why)
     show("table1", results(1, ["metric", "model"], "subset"), "table1")
     show("table2", results(2, ["subset", "quantity", "error"], "model"), "table2")
     show("datasets", _dataset_table, "datasets")
     show("models", lambda table: _table(evaluation.model_pivot(table).style, "{:.3g}"), "models")
     if len(tables.get("models", ())) and "meaning" not in shown:
-        compared = tables.get("comparison", pd.DataFrame())
-        shown["verdict"] = _html(evaluation.verdict(tables["models"], compared))
-    show(
-        "summary",
-        lambda table: _table(evaluation.summary_table(table).rename_axis(None).style),
-        "models",
-    )
+        shown["verdict"] = _html(evaluation.verdict(tables["models"], tables.get("comparison")))
+    small = evaluation.summary_table(tables.get("models", nothing), last)
+    if len(small):
+        names = [evaluation.name_of(str(model)) for model in small.index]
+        shown["summary"] = _table(small.set_axis(names).style)
     show("models_findings", evaluation.model_findings, "models")
     show("table1_findings", evaluation.ablation_findings, *of_table1)
     show("table2_findings", evaluation.shape_findings, "table2")

@@ -67,7 +67,11 @@ def show_levels(explorer: Explorer, controls: bool | None = None) -> None:
         text = "" if levels.response is None else explorer.levels_text(levels.response)
         _show(levels.png, text, levels.box)
         return
-    response = explorer.split_response()
+    try:
+        response = explorer.split_response()
+    except UserError as error:  # of what there is no picture, there is a line
+        print(error)
+        return
     picture = explorer.levels_picture(response, _FIRST_LEVEL, _STILL)
     _show(picture, explorer.levels_text(response))
 
@@ -106,12 +110,14 @@ class ResponseControls:
         half = math.floor(1e3 * ZN.face[1] / 2)
         sign = SYMBOLS.get(particle.pdg)
         self.source = widgets.ToggleButtons(
-            options=[("aim a particle", "aim"), ("take a test response", "row")],
+            # of species that nobody can simulate there are test responses alone
+            options=[("aim a particle", "aim")] * bool(explorer.species)
+            + [("take a test response", "row")],
             value="aim" if particle.row is None else "row",
         )
         self.species = widgets.Dropdown(
             options=explorer.species,
-            value=sign if sign in explorer.species else explorer.species[0],
+            value=sign if sign in explorer.species else next(iter(explorer.species), None),
             description="particle",
             layout=_WIDE,
             style=_STYLE,
@@ -227,7 +233,8 @@ class ResponseControls:
         begun = time.perf_counter()
         try:
             if aims:
-                species, energy = self.species.value, self.energy.value
+                # the end of a logarithmic slider is rounded
+                species, energy = self.species.value, min(self.energy.value, BEAM_ENERGY)
                 explorer.particle = explorer.aim(species, energy, self.x.value, self.y.value)
             else:
                 explorer.particle = explorer.row(self.row.value)

@@ -308,7 +308,8 @@ class Explorer:
         self.photons = 300
         self.follower: Callable[[View], None] | None = None
         self.sums = "drawn" if self.photon_sum_model is not None else "simulated"
-        self.particle = self.aim(self.species[0], 2500.0, 5.0, 5.0)
+        known = self.species_of(self.model)
+        self.particle = self.aim(known[0], 2500.0, 5.0, 5.0) if known else self.row(0)
 
     def _trainings(self) -> Iterator[Artefact]:
         """Of all flows, the largest data set first, the splitting flow before the others."""
@@ -351,7 +352,13 @@ class Explorer:
     @cached_property
     def species(self) -> list[str]:
         """Symbols of the species that some model has learned from and that can be simulated."""
-        subsets = dict.fromkeys(found.subset for found in self.models.values())
+        return self._symbols({found.subset for found in self.models.values()})
+
+    def species_of(self, model: str) -> list[str]:
+        """The same of one model."""
+        return self._symbols({self.models[model].subset})
+
+    def _symbols(self, subsets: set[Subset]) -> list[str]:
         known = set().union(*({*self.split(s).train.pdg.tolist()} for s in subsets))
         order = [*PDG.values(), *(kind.pdg for kind in SPECIES)]
         return [SYMBOLS[pdg] for pdg in dict.fromkeys(order) if pdg in known]
@@ -664,12 +671,14 @@ class Explorer:
         """How long a view takes from the move of a slider to the picture, by kind of model: medians.
 
         Columns model, responses, simulate, generate and draw (ms, of ``runs`` energies, one after the
-        other), and total: generate and draw.
+        other), and total: generate and draw. Models that have learned no species of the simulation
+        are left out.
         """
         kept = self.model, self.particle
         first: dict[str, str] = {}
         for name, found in self.models.items():
-            first.setdefault(kind_of(found.model), name)
+            if self.species_of(name):
+                first.setdefault(kind_of(found.model), name)
         rows = []
         try:
             for name in first.values():
@@ -685,9 +694,7 @@ class Explorer:
         device, seconds = choose_device(self.study.device).type, []
         # the first has the still part of the picture to draw
         for energy in np.geomspace(1000.0, 2500.0, runs + 1):
-            self.particle = self.aim(
-                "n" if "n" in self.species else self.species[0], energy, 5.0, 5.0
-            )
+            self.particle = self.aim(self.species_of(name)[0], energy, 5.0, 5.0)
             view = self.view()
             sums = view.generated.photon_sum
             calls: list[Callable[[], object]] = [

@@ -13,9 +13,12 @@ document.addEventListener("DOMContentLoaded", () => {
     try { localStorage.setItem("theme", root.dataset.theme); } catch { /* for this page alone */ }
   });
   const nav = document.querySelector(".stages-nav");
-  document.querySelector(".open-nav")?.addEventListener("click", () => nav.classList.toggle("shown"));
-  nav?.querySelector("[aria-current]")?.scrollIntoView({ block: "center" });
-  window.scrollTo(0, window.scrollY);
+  document.querySelector(".open-nav")?.addEventListener("click", (event) => {
+    event.currentTarget.setAttribute("aria-expanded", nav.classList.toggle("shown"));
+  });
+  // the navigation alone is scrolled to where one is, not the page
+  const current = nav?.querySelector("[aria-current]");
+  if (current) nav.scrollTop = current.offsetTop - nav.clientHeight / 2;
 
   const codes = [...document.querySelectorAll("details.code")];
   document.querySelector("#code")?.addEventListener("click", () => {
@@ -24,22 +27,25 @@ document.addEventListener("DOMContentLoaded", () => {
   });
 
   // A link into a part that is folded unfolds it.
-  const reveal = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const reveal = (hash) => {
+    let target = null;
+    try { target = hash && document.getElementById(decodeURIComponent(hash.slice(1))); } catch { /* no name of anything */ }
     if (!target) return;
     for (let part = target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
     target.scrollIntoView();
   };
-  window.addEventListener("hashchange", reveal);
-  reveal();
+  window.addEventListener("hashchange", () => reveal(location.hash));
+  // also a second time, when the address stays
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => reveal(link.hash));
+  reveal(location.hash);
 
   // Figures open large, over the page.
   const dialog = document.createElement("dialog");
+  dialog.setAttribute("aria-label", "Figure");
   dialog.innerHTML = "<p><span></span><button>Close</button></p><img>";
   dialog.addEventListener("click", (event) => { if (event.target !== dialog.querySelector("span")) dialog.close(); });
   document.body.append(dialog);
   for (const image of document.querySelectorAll("img.zoom")) {
-    image.tabIndex = 0;
     const open = (event) => {
       event.preventDefault();
       const large = dialog.querySelector("img");
@@ -49,11 +55,24 @@ document.addEventListener("DOMContentLoaded", () => {
       dialog.showModal();
     };
     image.addEventListener("click", open);
-    image.addEventListener("keydown", (event) => { if (event.key === "Enter") open(event); });
+    const link = image.closest("a");
+    if (!link) {
+      image.tabIndex = 0;
+      image.setAttribute("role", "button");
+    }
+    onKey(link ?? image, open);
   }
 
   for (const table of document.querySelectorAll("table.results, table.dataframe, table.stages")) sortable(table);
 });
+
+function onKey(element, act) {
+  element.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    act(event);
+  });
+}
 
 // A click on a heading sorts by its column: numbers by what they are, 3 ± 1 by the 3.
 function sortable(table) {
@@ -75,7 +94,7 @@ function sortable(table) {
         sortRows(body, place, down ? -1 : 1);
       };
       cell.addEventListener("click", sort);
-      cell.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+      onKey(cell, sort);
     }
   }
 }
@@ -90,6 +109,8 @@ function sortRows(body, column, sign) {
   }
   const key = (group) => (group[0].cells[column]?.textContent ?? "").trim();
   const number = (text) => {
+    const time = text.match(/^(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)$/);
+    if (time) return ((Number(time[1] ?? 0) * 24 + Number(time[2])) * 60 + Number(time[3])) * 60 + Number(time[4]);
     const found = text.replace("−", "-").replace(/(\d)[ \u202f\u00a0](?=\d{3})/g, "$1").match(/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?/i);
     return found ? Number(found[0]) : NaN;
   };
