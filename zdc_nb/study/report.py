@@ -7,6 +7,7 @@ the notebooks, from what these have left in ``reports/small``, whether or not al
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -261,7 +262,9 @@ def _html(markdown: str) -> Markup:
     """HTML of the project's own sentences, safe whatever names they quote."""
     from nbconvert.filters import clean_html, markdown2html  # noqa: PLC0415 - slow to import
 
-    return Markup(clean_html(markdown2html(markdown)))
+    # what cleans knows no paragraphs
+    text = re.sub(r"^<p>(.*)</p>$", r"\1", markdown2html(markdown).strip(), flags=re.DOTALL)
+    return Markup(clean_html(text))
 
 
 def main() -> int:
