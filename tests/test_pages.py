@@ -360,7 +360,9 @@ def test_a_notebook_that_cannot_be_shown_costs_its_page_alone(made: Study) -> No
     broken = stages_of(made)[3].executed
     kept = broken.read_bytes()
     try:
-        broken.write_text('{"cells": [{"cell_type": "code"}], "nbformat": 4, "nbformat_minor": 5}')
+        broken.write_text(
+            '{"cells": [{"cell_type": "code", "id": "a"}], "nbformat": 4, "nbformat_minor": 5}'
+        )
         pages = write_pages(made, states_of(made)[0])
         assert len(pages) == len(stages_of(made)) - 1
         assert broken.stem not in {page.stem for page in pages}
