@@ -141,6 +141,19 @@ def test_sample_figure_shows_the_responses_on_one_logarithmic_scale() -> None:
     assert "PDG 0, 1234 GeV" in axes[0].get_ylabel()
 
 
+def test_sample_figure_of_many_models_has_a_row_for_each() -> None:
+    events = make_events(particles=3, repeats=1)
+    names = [f"variant{k}" for k in range(9)]
+    generated = [np.roll(events.responses, k, axis=1) for k in range(9)]
+    figure = figures.sample_figure(events, generated, names)
+    axes = np.array([axis for axis in figure.axes if axis.images]).reshape(10, 3)
+    assert [axis.get_ylabel().split("\n")[0] for axis in axes[:, 0]] == ["simulated (test)", *names]
+    for axis, response in zip(axes[4], generated[3], strict=True):
+        shown = axis.images[0].get_array()
+        assert isinstance(shown, np.ma.MaskedArray)
+        np.testing.assert_array_equal(shown.filled(0), response)
+
+
 def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
     path = tmp_path / "new" / "06.png"
     speed = pd.DataFrame(

@@ -89,6 +89,9 @@ _FLOOR = "reference+sum"
 _MANY = 5
 """More panels than these would be too small side by side."""
 
+_WIDEST = 8
+"""More responses than these likewise."""
+
 _MORE_MARKERS = ("P", "X", "<", ">", "p", "h", "d", "8")
 
 OURS, THEIRS = "this study", "published, other data"
@@ -153,7 +156,7 @@ def sample_figure(
     names = names or [f"generated {k}" for k in range(1, len(generated) + 1)]
     columns = [events.responses, *generated]
     # many pictures side by side would be too small on a page
-    tall = len(columns) > max(_MANY, len(events))
+    tall = len(columns) > max(_WIDEST, len(events))
     down, across = (len(columns), len(events)) if tall else (len(events), len(columns))
     side = 2.0 if tall else 2.6
     figure = Figure(figsize=(side * across + 0.8, (side + 0.15) * down), layout="constrained")

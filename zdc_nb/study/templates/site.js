@@ -63,7 +63,13 @@ document.addEventListener("DOMContentLoaded", () => {
     onKey(link ?? image, open);
   }
 
-  for (const table of document.querySelectorAll("table.results, table.dataframe, table.stages")) sortable(table);
+  for (const table of document.querySelectorAll(".scroll table:not(.values)")) {
+    for (const cell of table.querySelectorAll("td")) {
+      // a number stays in one line with what is beside it
+      if (/^[-+−]?\d/.test(cell.textContent) && cell.textContent.length < 24) cell.style.whiteSpace = "nowrap";
+    }
+    sortable(table);
+  }
 });
 
 function onKey(element, act) {
