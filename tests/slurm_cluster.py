@@ -149,7 +149,8 @@ def find_programs() -> Programs:
         missing = ", ".join(name for name, path in paths.items() if not path)
         raise SlurmError(f"no {missing} in PATH, and no Slurm in {PREFIX}")
     found = {name: Path(path) for name, path in unpacked.items() if path}
-    return Programs(found, libraries(PREFIX))
+    # its plugins first: they are looked for there
+    return Programs(found, sorted(libraries(PREFIX), key=lambda path: path.name != "slurm-wlm"))
 
 
 def install() -> None:

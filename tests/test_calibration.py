@@ -271,9 +271,9 @@ def test_unknown_species_have_no_name_but_a_row(events: Events) -> None:
     )
     (line,) = figures_data.species_table(unknown).itertuples()
     assert (line.name, line.responses) == ("unknown", 40)
-    axis = figures_data.spectra_figure(unknown).axes[0]
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["all", "PDG 0"]
+    (legend,) = figures_data.spectra_figure(unknown).legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["all species", "PDG 0"]
 
 
 def test_group_table_matches_the_groups(events: Events) -> None:
