@@ -34,6 +34,7 @@ __all__ = [
     "changes_figure",
     "choose_examples",
     "closure_figure",
+    "epoch_axis",
     "importance_figure",
     "loss_terms_figure",
     "model_figure",
@@ -377,6 +378,12 @@ def changes_figure(comparison: pd.DataFrame) -> Figure:
     return figure
 
 
+def epoch_axis(axis: Axes, last: int) -> None:
+    """Whole epochs from 1 to ``last`` along an axis, also where there is one alone."""
+    axis.set(xlabel="epoch", xlim=(0.5, last + 0.5))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Figure:
     """Each loss term by epoch, one line for each setup: validation solid, training dotted.
 
@@ -410,8 +417,8 @@ def loss_terms_figure(histories: Mapping[str, pd.DataFrame], subset: str) -> Fig
             legend=False,
             ax=axis,
         )
-        axis.set(title=TERMS.get(term, term), xlabel="epoch", ylabel="")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=TERMS.get(term, term), ylabel="")
+        epoch_axis(axis, int(everything["epoch"].max()))
         if (chosen["value"] > 0).all():
             _logarithmic(axis)
     for axis in axes[len(terms) :]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from zdc_nb.data.symbols import drawn_symbol
+from zdc_nb.evaluation.figures import epoch_axis
 from zdc_nb.evaluation.names import TERMS
 from zdc_nb.training.losses import DISTILLATION_TERMS
 
@@ -42,8 +42,7 @@ def likelihood_figure(history: pd.DataFrame, title: str, unit: str = "fibre") ->
     best = validation.nsmallest(1, "value")
     epoch, value = best["epoch"].item(), best["value"].item()
     axis.axvline(epoch, color="0.5", ls=":", label=f"kept: epoch {epoch}, {value:.4f}")
-    axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epoch_axis(axis, int(losses["epoch"].max()))
     axis.set_ylabel(f"negative log-likelihood (nats per {unit})")
     axis.set_title(title)
     axis.legend(frameon=False)
@@ -68,8 +67,7 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
     for axis in axes[len(terms) + 1 :]:
         axis.set_visible(False)
     for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epoch_axis(axis, int(history["epoch"].max()))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     figure.suptitle(
