@@ -1,4 +1,4 @@
-"""The grid of a study: papermill runs each notebook, nbconvert turns it into a page.
+"""The grid of a study: papermill runs each notebook, then its report is written.
 
     snakemake --cores 2 --config study=params/small.yaml
 
