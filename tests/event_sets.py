@@ -25,7 +25,7 @@ def small_detector() -> Detector:
     for row, column in product(range(rows), range(columns)):
         masks[channel(row, column), row, column] = True
     names = ("common", "1", "2", "3", "4", "5")
-    return Detector("ZP", (rows, columns), 0.004, 113.0, -0.2, names, masks)
+    return Detector("ZP", (rows, columns), 0.004, 113.0, (0.0, -0.2), names, masks)
 
 
 def make_events(particle: NDArray[np.int64], seed: int) -> Events:

@@ -16,7 +16,7 @@ THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA")}
 
 def new_project(folder: Path) -> Path:
     """A project in ``folder`` with notebooks and parameters of its own, and the code of this one."""
-    for name in ("notebooks", "params"):
+    for name in ("detectors", "notebooks", "params"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("zdc_nb", "Snakefile", "profiles"):
         (folder / name).symlink_to(ROOT / name)

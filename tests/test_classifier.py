@@ -31,7 +31,7 @@ def make_detector(rows: int, columns: int, channels: int) -> Detector:
     for column in range(columns):
         masks[column % channels, :, column] = True
     names = tuple(f"band {k}" for k in range(channels))
-    return Detector("ZX", (rows, columns), 0.002, 100.0, 0.0, names, masks)
+    return Detector("ZX", (rows, columns), 0.002, 100.0, (0.0, 0.0), names, masks)
 
 
 OBLONG = make_detector(5, 9, 3)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.data.events import FEATURES, PDG, Events, cap, select_subset, split_by_response
+from zdc_nb.data.events import FEATURES, Events, cap, select_subset, split_by_response
+from zdc_nb.params import PDG
 
 
 def make_events(groups: list[int], pdg: int = 22) -> Events:
@@ -162,8 +163,8 @@ def test_a_subset_is_one_species_and_all_is_everything(subset: str) -> None:
     events = Events.from_arrays(
         np.repeat(codes, 2).astype(np.int32), events.features, events.responses
     )
-    expected = [k for k, pdg in enumerate(events.pdg) if pdg == PDG[subset]]  # type: ignore[index]
-    assert identity(select_subset(events, subset)) == expected  # type: ignore[arg-type]
+    expected = [k for k, pdg in enumerate(events.pdg) if pdg == PDG[subset]]
+    assert identity(select_subset(events, subset)) == expected
     assert len(expected) == 2
     assert identity(select_subset(events, "all")) == list(range(16))
 

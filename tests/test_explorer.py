@@ -24,7 +24,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.browser import NO_BROWSER, find_browser, open_browser
 from tests.projects import ROOT, THREADS, new_project, papermill, run, write_study
 from zdc_nb.data.events import impact_point
-from zdc_nb.data.simulation import BEAM_ENERGY, SPECIES, aim, decay_length
+from zdc_nb.data.simulation import aim, decay_length, model_of
+from zdc_nb.data.symbols import symbol
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.detector import ZN
 from zdc_nb.params import ParameterError, Study, UserError, load_study
@@ -37,7 +38,7 @@ from zdc_nb.study.explorer.controls import (
     has_frontend,
     show_levels,
 )
-from zdc_nb.study.explorer.explorer import SYMBOLS, Explorer, choose_study, fate, finished_studies
+from zdc_nb.study.explorer.explorer import Explorer, choose_study, fate, finished_studies
 from zdc_nb.study.explorer.figures import Batch, ResponsesPicture
 from zdc_nb.study.lab import advice, more_options
 from zdc_nb.study.status import complete_mark
@@ -57,7 +58,10 @@ def changed(study: Study, **values: object) -> Study:
 # --- particles ---
 
 
-@pytest.mark.parametrize("kind", SPECIES, ids=lambda kind: SYMBOLS[kind.pdg])
+SPECIES = model_of(ZN).primaries.species
+
+
+@pytest.mark.parametrize("kind", SPECIES, ids=lambda kind: symbol(kind.pdg))
 def test_a_particle_hits_where_it_is_aimed(kind: Any) -> None:
     for energy in (10.0, 900.0, 7000.0):
         for point in ((0.0, 0.0), (0.005, -0.01), (-0.035, 0.035)):
@@ -283,7 +287,7 @@ def test_controls_are_followed(explorer: Explorer) -> None:
     # the right end of a logarithmic slider, which is rounded
     panel.source.value = "aim"
     panel.energy.value = 10**panel.energy.max
-    assert explorer.particle.energy == BEAM_ENERGY
+    assert explorer.particle.energy == 7000.0
     assert "energy: expected" not in panel.said.value
     panel.source.value = "row"
     assert (explorer.photons, explorer.model, explorer.seed) == (2000, "bs, all species", 5)

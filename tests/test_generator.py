@@ -217,7 +217,7 @@ def test_one_file_holds_everything_and_nothing_is_unpickled(generator, particles
 
 
 def test_the_file_keeps_the_detector(generator, tmp_path):
-    other = replace(ZN, name="ZN, moved", distance=100.0, crossing_offset=-0.01)
+    other = replace(ZN, name="ZN, moved", distance=100.0, offset=(0.02, -0.01))
     path = tmp_path / "generator.safetensors"
     replace(generator, detector=other).save(path)
     loaded = Generator.load(path)

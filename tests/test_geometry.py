@@ -73,7 +73,7 @@ def test_equal_values_make_equal_detectors() -> None:
     assert len({ZP, small_detector(), ZN}) == 2
     turned = ZP.masks[::-1]
     assert turned.shape == ZP.masks.shape
-    other = Detector("ZP", ZP.shape, ZP.pitch, ZP.distance, ZP.crossing_offset, ZP.channels, turned)
+    other = Detector("ZP", ZP.shape, ZP.pitch, ZP.distance, ZP.offset, ZP.channels, turned)
     assert other != ZP
     assert ZP != "ZP"
     with pytest.raises(ValueError, match="read-only"):
@@ -92,7 +92,7 @@ def test_equal_values_make_equal_detectors() -> None:
     ],
 )
 def test_what_makes_no_detector_is_refused(change: dict[str, object], message: str) -> None:
-    names = ("name", "shape", "pitch", "distance", "crossing_offset", "channels", "masks")
+    names = ("name", "shape", "pitch", "distance", "offset", "channels", "masks")
     values: dict[str, object] = {name: getattr(ZP, name) for name in names}
     with pytest.raises(ValueError, match=message):
         Detector(**{**values, **change})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from zdc_nb.generator.encoding import encode_responses
 from zdc_nb.params import FlowParams, load_study
 from zdc_nb.training import train_splitting
 
-PAIR = Detector("pair", (1, 2), 0.01, 10.0, 0.0, ("all",), np.ones((1, 1, 2), np.bool_))
+PAIR = Detector("pair", (1, 2), 0.01, 10.0, (0.0, 0.0), ("all",), np.ones((1, 1, 2), np.bool_))
 """Two fibres: a single cut, so that integrals are of one dimension."""
 
 

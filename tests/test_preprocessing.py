@@ -141,7 +141,7 @@ def test_paper_conditions_are_the_nine_features_and_the_photon_sum():
 def test_impact_conditions_peak_where_the_particle_arrives(side):
     # straight at the knot in row 5 (vertical) and column 2 (horizontal) of the grid
     knots = np.linspace(-ZN.face[0] / 2, ZN.face[0] / 2, PARAMS.impact_grid)
-    px, py = (1000 * v / ZN.distance for v in (knots[2], knots[5] + ZN.crossing_offset))
+    px, py = (1000 * v / ZN.distance for v in (knots[2], knots[5] + ZN.offset[1]))
     raw = raw_conditions(events(px, py, pz=side * 1000.0), PARAMS)
     grid = raw[0, -(PARAMS.impact_grid**2) :].reshape(PARAMS.impact_grid, PARAMS.impact_grid)
     assert divmod(int(grid.argmax()), PARAMS.impact_grid) == (5, 2)

@@ -11,8 +11,11 @@ from scipy import sparse
 
 from tests.event_sets import physical
 from zdc_nb.data.events import FEATURES
-from zdc_nb.data.simulation import SPECIES
+from zdc_nb.data.simulation import model_of
 from zdc_nb.data.validation import EventFileError, Rows, Tally, mass_and_charge, nearest_species
+from zdc_nb.detector import ZN
+
+SPECIES = model_of(ZN).primaries.species
 
 
 def test_the_nearest_species_finds_every_species_but_neutral_antiparticles() -> None:
@@ -24,7 +27,7 @@ def test_the_nearest_species_finds_every_species_but_neutral_antiparticles() -> 
         row[7], row[8] = (entry.mass or 0.0) * 1.0001, entry.charge
         neutral = entry.charge == 0 and entry.pdgid < 0
         expected.append(abs(species.pdg) if neutral else species.pdg)
-    found = nearest_species(features).tolist()
+    found = nearest_species(features, ZN).tolist()
     kaons = {130, 310}  # nobody can tell K0L from K0S by mass and charge
     for pdg, guess in zip(expected, found, strict=True):
         assert guess == pdg or {guess, pdg} <= kaons
@@ -33,7 +36,7 @@ def test_the_nearest_species_finds_every_species_but_neutral_antiparticles() -> 
 def test_a_charge_that_no_species_has_is_unknown() -> None:
     features = np.zeros((1, len(FEATURES)))
     features[0, 7:9] = 3727.379, 2
-    assert nearest_species(features).tolist() == [0]
+    assert nearest_species(features, ZN).tolist() == [0]
 
 
 @pytest.mark.parametrize("species", SPECIES, ids=lambda species: str(species.pdg))

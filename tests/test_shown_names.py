@@ -16,15 +16,16 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 
 from zdc_nb.data.figures import description_of, save_figure
-from zdc_nb.data.simulation import SPECIES
+from zdc_nb.data.simulation import model_of
 from zdc_nb.data.symbols import drawn_symbol, symbol
+from zdc_nb.detector import ZN
 from zdc_nb.evaluation.names import name_of, with_names
 from zdc_nb.params import SUBSETS
 from zdc_nb.study.speed import engine_findings
 from zdc_nb.training.figures import likelihood_figure, student_figure
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-CODES = [species.pdg for species in SPECIES]
+CODES = [species.pdg for species in model_of(ZN).primaries.species]
 
 
 def test_symbols_are_those_of_the_literature() -> None:

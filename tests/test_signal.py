@@ -11,6 +11,7 @@ from tests.projects import ROOT
 from zdc_nb.data.events import Trials
 from zdc_nb.data.root import write_root
 from zdc_nb.data.simulation import simulate, simulate_counted
+from zdc_nb.detector import ZN
 from zdc_nb.evaluation.signal import (
     calibration_error,
     reliability_table,
@@ -109,7 +110,7 @@ def made_up(bias=0.0):
 
 def test_scores_are_those_of_scikit_learn_on_single_simulations():
     p, trials = made_up()
-    scores = signal_scores(p, trials).set_index("group")
+    scores = signal_scores(p, trials, ZN.codes).set_index("group")
     label = np.concatenate(
         [np.repeat([1, 0], [k, n - k]) for k, n in zip(trials.lit, trials.simulated, strict=True)]
     )
@@ -130,7 +131,7 @@ def test_the_calibration_error_sees_a_bias():
 
 def test_figure_and_findings_say_what_is_off():
     p, trials = made_up(0.1)
-    text = signal_findings("all", signal_scores(p, trials))
+    text = signal_findings("all", signal_scores(p, trials, ZN.codes))
     assert "expected calibration error is 0." in text
     assert "Farthest off" in text
     titles = [axis.get_title() for axis in signal_figure(p, trials, "x").axes]

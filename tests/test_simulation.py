@@ -18,13 +18,13 @@ from zdc_nb.data import simulation
 from zdc_nb.data.events import FEATURES, Events, impact_point
 from zdc_nb.data.simulation import (
     DECAYS,
-    SPECIES,
     Particles,
     Rays,
     Sources,
     collect_light,
     decay_products,
     draw_particles,
+    model_of,
     respond,
     simulate,
     simulate_again,
@@ -33,6 +33,8 @@ from zdc_nb.data.simulation import (
 from zdc_nb.detector import ZN
 
 Array = NDArray[np.float64]
+
+SPECIES = model_of(ZN).primaries.species
 
 C_TAU = {3122: 0.0789, 310: 0.026844, 3322: 0.0871}
 """m, as printed in the Review of Particle Physics 2024."""
@@ -162,7 +164,7 @@ def test_decay_lengths_are_exponential(pdg: int, pz: float) -> None:
 def test_charged_particles_are_swept_away_unless_born_behind_the_dipole() -> None:
     before = rays(2212, 10, (0.0, 0.0, 3000.0))
     assert [len(part) for part in simulation._fly(np.random.default_rng(0), before)] == [0, 10, 0]
-    late = np.tile([0.0, 0.0, simulation.DIPOLE_END + 1], (10, 1))
+    late = np.tile([0.0, 0.0, 68.0 + 1], (10, 1))
     behind = Rays(before.response, before.pdg, late, before.momentum)
     assert [len(part) for part in simulation._fly(np.random.default_rng(0), behind)] == [0, 0, 10]
 
@@ -199,8 +201,8 @@ def test_impact_point_is_where_a_straight_line_meets_the_face() -> None:
     features[0, 1:3] = (1e-5, 2e-5)
     features[:, 4:7] = [[0.2, -0.4, 1000.0], [0.3, 0.1, -2000.0]]
     expected = [
-        [1e-5 + 112.5 * 0.2e-3, 2e-5 - 112.5 * 0.4e-3 - ZN.crossing_offset],
-        [112.5 * 0.15e-3, 112.5 * 0.05e-3 - ZN.crossing_offset],
+        [1e-5 + 112.5 * 0.2e-3, 2e-5 - 112.5 * 0.4e-3 - ZN.offset[1]],
+        [112.5 * 0.15e-3, 112.5 * 0.05e-3 - ZN.offset[1]],
     ]
     np.testing.assert_allclose(impact_point(features, ZN), expected)
 
@@ -467,5 +469,5 @@ def test_what_cannot_be_simulated_again_is_refused(tiny: Events) -> None:
         np.zeros((1, 56, 30), np.uint16),
         detector=small_detector(),
     )
-    with pytest.raises(ValueError, match="expected events of the ZN, got ZP"):
+    with pytest.raises(ValueError, match="no open simulation of the detector ZP"):
         simulate_again(elsewhere, 1, 0, seed=1)

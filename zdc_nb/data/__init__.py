@@ -2,7 +2,6 @@
 
 from zdc_nb.data.events import (
     FEATURES,
-    PDG,
     Events,
     Split,
     cap,
@@ -17,7 +16,6 @@ from zdc_nb.data.validation import EventFileError, Tally
 
 __all__ = [
     "FEATURES",
-    "PDG",
     "EventFileError",
     "Events",
     "Split",

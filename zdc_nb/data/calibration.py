@@ -38,7 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from particle import Particle
 
-from zdc_nb.data.events import FEATURES, PDG, Events
+from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.simulation import Particles, respond, simulate
 from zdc_nb.params import Study, derive_seed
 
@@ -173,7 +173,7 @@ def _species(facts: Mapping[str, Any], events: Events) -> Iterator[dict[str, Any
     paper = facts[_PAPER]
     kinds = len(np.unique(events.pdg))
     yield _compare("species", "", paper["species"], kinds, _EQUAL)
-    for subset, pdg in PDG.items():
+    for subset, pdg in events.detector.codes.items():
         share = float(np.mean(events.pdg == pdg))
         published = paper["fraction_by_species"][subset]
         yield _compare(f"fraction of {subset}", "", published, share, _WITHIN_PERCENT)

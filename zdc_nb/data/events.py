@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from zdc_nb.detector.geometry import ZN, Detector
+from zdc_nb.detector.geometry import FEATURES, ZN, Detector
 from zdc_nb.params import Subset
 
 __all__ = [
     "FEATURES",
-    "PDG",
     "Conditioned",
     "Conditions",
     "Events",
     "Split",
     "Trials",
+    "bend",
     "cap",
     "deal_particles",
     "from_vertex",
@@ -29,12 +29,6 @@ __all__ = [
     "select_subset",
     "split_by_response",
 ]
-
-FEATURES = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
-"""The nine features of a particle: GeV, m (three), GeV (three), MeV, e."""
-
-PDG: dict[Subset, int] = {"n": 2112, "lambda": 3122, "k0s": 310, "sigma+": 3222}
-"""PDG codes of the subsets that hold a single species."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +250,9 @@ class Trials:
         found: NDArray[np.int64] = row[number[len(self) :]]
         return found
 
-    def of(self, subset: Subset) -> Trials:
-        """Those of one of the paper's data sets."""
-        return self if subset == "all" else self[self.pdg == PDG[subset]]
+    def of(self, subset: Subset, detector: Detector) -> Trials:
+        """Those of one of a detector's data sets."""
+        return self if subset == "all" else self[self.pdg == detector.codes[subset]]
 
 
 def _number_particles(pdg: NDArray[np.int32], features: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -272,14 +266,28 @@ def _number_particles(pdg: NDArray[np.int32], features: NDArray[np.float64]) -> 
 
 
 def impact_point(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
-    """(N, 2): x and y (m) from the centre of a detector's face where a straight flight ends.
+    """(N, 2): x and y (m) from the centre of a detector's face where a flight without decay ends.
 
-    ``features`` (N, 9) as in :data:`FEATURES`. The side that a particle flies to is the sign of
-    pz; the vertex's few centimetres along z do not matter over a hundred metres.
+    ``features`` (N, 9) as in :data:`FEATURES`. The flight is straight but for the detector's
+    deflection of charged particles; where these are swept away, it is straight all the same. The
+    side that a particle flies to is the sign of pz; the vertex's few centimetres along z do not
+    matter.
     """
     vx, vy, px, py, pz = (features[:, FEATURES.index(k)] for k in ("vx", "vy", "px", "py", "pz"))
     slope = detector.distance / np.abs(pz)
-    return np.column_stack([vx + slope * px, vy + slope * py - detector.crossing_offset])
+    x = vx + slope * px - detector.offset[0] + detector.distance * bend(features, detector)
+    return np.column_stack([x, vy + slope * py - detector.offset[1]])
+
+
+def bend(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
+    """(N,) by how much the slope x / z from the origin to where a particle arrives is greater than
+    that of its straight flight: deflection * charge / (abs(pz) * distance)."""
+    if not detector.deflection:
+        return np.zeros(len(features))
+    charge, pz = (features[:, FEATURES.index(name)] for name in ("charge", "pz"))
+    along = np.maximum(np.abs(pz), 1e-6) * detector.distance
+    bent: NDArray[np.float64] = detector.deflection * charge / along
+    return bent
 
 
 def from_vertex(
@@ -301,8 +309,8 @@ def from_vertex(
 
 
 def select_subset(events: Events, subset: Subset) -> Events:
-    """The events of one of the paper's data sets; raises ``ValueError`` if there are none."""
-    selected = events if subset == "all" else events[events.pdg == PDG[subset]]
+    """The events of one of the detector's data sets; raises ``ValueError`` if there are none."""
+    selected = events if subset == "all" else events[events.pdg == events.detector.codes[subset]]
     if len(selected) == 0:
         raise ValueError(f"none of the {len(events)} responses belongs to the subset {subset!r}")
     return selected

@@ -23,9 +23,9 @@ from particle import InvalidParticle, Particle, ParticleNotFound
 from scipy.spatial import cKDTree
 
 from zdc_nb.data.calibration import published_facts
-from zdc_nb.data.events import FEATURES, PDG, Events
+from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.symbols import drawn_symbol
-from zdc_nb.detector import diversity
+from zdc_nb.detector import ZN, diversity
 from zdc_nb.storage import write_atomically
 
 __all__ = [
@@ -194,7 +194,8 @@ def species_table(events: Events) -> pd.DataFrame:
     (photons, over particles with at least two responses).
     """
     facts = published_facts()["paper_2512.20346"]["fraction_by_species"]
-    published = {pdg: facts[subset] for subset, pdg in PDG.items()}
+    codes = events.detector.codes if events.detector == ZN else {}
+    published = {pdg: facts[subset] for subset, pdg in codes.items()}
     groups = group_table(events)
     frame = pd.DataFrame(
         {

@@ -1,15 +1,13 @@
-"""An open, fast, parametrised simulation of ALICE's neutron ZDC (ZN).
+"""An open, fast, parametrised simulation of a detector of fibres.
 
-It is not GEANT4. It stands in for the private set of the study: forward particles of pp
-collisions fly 112.5 m, decay, are swept away or hit the calorimeter, which answers with Cherenkov
-light in 44 x 44 quartz fibres. What is kept of the physics is what the method lives on: the same
-particle can light different places, showers are cut by the edge of the face, most particles that
-miss leave a few stray photons, and light is counted in Poisson numbers.
+It is not GEANT4. Its first use is to stand in for the private set of ALICE's neutron ZDC: forward
+particles of pp collisions fly 112.5 m, decay, are swept away or hit the calorimeter, which answers
+with light in its fibres. What is kept of the physics is what the method lives on: the same particle
+can light different places, showers are cut by the edge of the face, most particles that miss leave
+a few stray photons, and light is counted in Poisson numbers.
 
-Every number is a named constant. "Tuned" means: set so that the calibration table
-(:mod:`zdc_nb.data.calibration`) agrees with the published facts of the private set. "Chosen" means: a
-value of the parametrisation, of a plausible order and compared with no publication; so are those
-that name no origin.
+Every number is in the detector's file, ``detectors/*.yaml`` (:class:`zdc_nb.params.SimulationParams`),
+which says what was tuned to published facts and what was chosen.
 
 The frame: x to the right and y up when facing the calorimeter, z along the flight, to either
 side of the interaction point. Row 0 of a response is its top, column 0 its left. Units are m, GeV
@@ -36,11 +34,11 @@ from scipy.special import gammainc, gammaincinv
 from tqdm import tqdm
 
 from zdc_nb.data.events import FEATURES, Events, Trials
-from zdc_nb.detector.geometry import ZN
+from zdc_nb.detector.geometry import ZN, Detector
+from zdc_nb.params.detector import ShowerParams, SimulationParams
 
 __all__ = [
     "DECAYS",
-    "SPECIES",
     "VERSION",
     "Decay",
     "Particles",
@@ -51,6 +49,7 @@ __all__ = [
     "decay_length",
     "decay_products",
     "draw_particles",
+    "model_of",
     "respond",
     "simulate",
     "simulate_again",
@@ -61,80 +60,8 @@ __all__ = [
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# --- The way to the detector -------------------------------------------------------------------
-
-_SIDE = ZN.face[0]  # m, of a square face
-
-DIPOLE_START, DIPOLE_END = 58.0, 68.0
-"""m, extent of the separation dipole D1 on the way. Chosen: of the order of where it stands; only
-whether a charged particle is born before or behind it matters."""
-
-CATCH = 0.012
-"""m: a particle that misses the face by less still showers in the block's housing, and light
-leaks in; one that misses by more has hit the beam pipe. Tuned."""
-
-UPSTREAM_INTERACTION = 0.06
-"""Chance that a particle bound for the face interacts in a window or collimator before. Tuned."""
-
-# --- The particles ----------------------------------------------------------------------------
-
-BEAM_ENERGY = 7000.0
-"""GeV, the published largest energy."""
-
-LEAST_ENERGY = 1.1
-"""GeV, the published smallest energy."""
-
-LARGEST_ANGLE = 1.2e-3
-"""rad: particles at wider angles are not in the set. Tuned to the spread of px and py."""
-
-VERTEX_SPREAD = (4.7e-6, 4.7e-6, 0.022)
-"""m, standard deviations of vx, vy, vz: between the two published sets of values."""
-
 DECIMALS = 6
 """Energies and momenta (GeV) are rounded to these decimals, as in the published example rows."""
-
-
-@dataclass(frozen=True)
-class Species:
-    """One kind of primary particle.
-
-    ``abundance`` is relative; energies follow x^(a-1) (1-x)^(b-1) between the least energy and
-    the beam's, with ``shape`` = (a, b); transverse momenta pT exp(-pT / ``slope``), GeV.
-    """
-
-    pdg: int
-    abundance: float
-    shape: tuple[float, float]
-    slope: float
-
-
-_SOFT, _HARD, _MIDDLE = (0.75, 8.5), (1.3, 2.6), (1.0, 4.0)
-
-SPECIES: tuple[Species, ...] = (
-    Species(22, 60.0, _SOFT, 0.165),
-    Species(2112, 16.5, _HARD, 0.23),
-    Species(2212, 8.4, _HARD, 0.23),
-    Species(3122, 2.4, _HARD, 0.25),
-    Species(310, 1.9, _MIDDLE, 0.22),
-    Species(130, 1.5, _MIDDLE, 0.22),
-    Species(3222, 0.45, _HARD, 0.25),
-    Species(-2112, 1.0, _MIDDLE, 0.22),
-    Species(-2212, 0.35, _MIDDLE, 0.22),
-    Species(-3122, 0.3, _MIDDLE, 0.24),
-    Species(3112, 0.2, _HARD, 0.25),
-    Species(-3112, 0.1, _MIDDLE, 0.25),
-    Species(3322, 0.3, _HARD, 0.26),
-    Species(3312, 0.1, _HARD, 0.26),
-    Species(3334, 0.03, _HARD, 0.27),
-    Species(211, 4.2, _SOFT, 0.18),
-    Species(-211, 1.1, _SOFT, 0.18),
-    Species(321, 0.8, _MIDDLE, 0.20),
-    Species(-321, 0.3, _MIDDLE, 0.20),
-    Species(11, 0.2, _SOFT, 0.15),
-    Species(-11, 0.2, _SOFT, 0.15),
-)
-"""The 21 species of the set. Tuned: abundances to the fractions of kept responses, charges and
-masses, energies to the spectrum, slopes to the spread of px and py."""
 
 
 @dataclass(frozen=True)
@@ -163,71 +90,6 @@ DECAYS: dict[int, tuple[Decay, ...]] = {
 leave the rest unseen). Pions, muons and K0L decay too, but at energies that give light hardly
 one in a hundred does so on the way, so they fly on."""
 
-# --- Light ------------------------------------------------------------------------------------
-
-EM_YIELD = 0.55
-"""Photons per GeV of an electromagnetic shower; published example: 291 photons at 513 GeV."""
-
-EM_RESOLUTION = (0.7, 0.03)
-"""Stochastic (sqrt GeV) and constant relative fluctuation of that yield, without photon
-statistics. Chosen."""
-
-HADRON_YIELD = 0.42
-"""Photons per GeV of a hadronic shower, of which a part leaks: 0.4 for a contained neutron."""
-
-HADRON_RESOLUTION = (2.57, 0.103)
-"""The same for hadrons: 257%/sqrt(E) and 10.3% in quadrature. Chosen: a coarse hadron
-calorimeter."""
-
-DEPTH, TAIL_LENGTH = 8.5, 1.6
-"""Interaction lengths: the calorimeter's depth (chosen, about 8.5), and how a hadronic shower fades
-behind its start (chosen)."""
-
-EM_CORE = (0.0014, 0.15)
-EM_TAIL = (0.010, 0.25)
-HADRON_CORE = (0.0019, 0.25)
-HADRON_TAIL = (0.016, 0.35)
-"""m and relative (log-normal) fluctuation from shower to shower of the radii of the lateral
-profile 2 r R^2 / (r^2 + R^2)^2 of core and tail (form: Grindhammer and Peters, hep-ex/0001020).
-Tuned to the lit fibres, the largest pixel and the light of particles beside the face."""
-
-EM_CORE_SHARE = (12.0, 4.0)
-HADRON_CORE_SHARE = (6.0, 4.5)
-"""Beta distributions of the light's share in the core: means 0.75 and 0.57. Tuned."""
-
-SUBSHOWERS = 3
-"""Centres of a hadronic shower: its leading neutral pions."""
-
-SUBSHOWER_SHARE = (6.0, 1.0, 0.6)
-"""Dirichlet parameters of the centres' shares of the light, the first at the impact point."""
-
-SUBSHOWER_DISTANCE = 0.007
-"""m, mean distance of the other centres from the impact point."""
-
-IMPACT_JITTER = 0.0008
-"""m, standard deviation per axis of a hadronic shower's centre about the impact point."""
-
-SPRAY_CHANCE = 0.65
-"""Chance that a particle lost on the way sends light to the face. Tuned to the responses with
-few photons."""
-
-SPRAY_SPOTS = 1.0
-"""Mean number of a spray's spots beyond the first."""
-
-SPRAY_LIGHT = (0.7, 0.4)
-"""A spot's photons: shape of their gamma distribution, and the power of the lost energy that
-their mean follows. Tuned."""
-
-SPRAY_MEAN = (38.0, 115.0)
-"""Mean photons of a spot at 1 TeV: of charged particles swept away half-way, and of neutral ones
-that hit the pipe just before the calorimeter. Tuned."""
-
-SPRAY_RADIUS = (0.006, 0.5)
-"""m and relative fluctuation: a spot's radius, with the profile of a shower's tail."""
-
-SPRAY_REACH = 0.07
-"""m: spots are spread evenly over this far to each side of the face's centre."""
-
 VERSION = 1
 """Of the physics: raised whenever the same seed gives other events, so that kept ones are redone."""
 
@@ -236,6 +98,16 @@ CHUNK = 64
 
 GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio: i * GOLDEN mod 1 fills [0, 1) evenly."""
+
+
+def model_of(detector: Detector) -> SimulationParams:
+    """The numbers of a detector's simulation; ``ValueError`` where it has none."""
+    if detector.simulation is None:
+        raise ValueError(
+            f"there is no open simulation of the detector {detector.name}: expected the section "
+            "simulation in its file, or responses from files"
+        )
+    return detector.simulation
 
 
 # --- Primary particles ------------------------------------------------------------------------
@@ -275,11 +147,11 @@ def decay_length(pdg: int, energy: float) -> float:
     return ctau * np.sqrt(energy**2 - mass**2) / mass if pdg in DECAYS else np.inf
 
 
-def aim(pdg: int, energy: float, impact: tuple[float, float]) -> Particles:
+def aim(pdg: int, energy: float, impact: tuple[float, float], detector: Detector = ZN) -> Particles:
     """One particle from the middle of the interaction region that would hit the face at a point.
 
-    It would if it flew straight on all the way: the dipole bends what is charged, and what decays
-    sends others.
+    It would if it did not decay and, where the detector has no deflection of charged particles, if
+    it flew straight on.
 
     Parameters
     ----------
@@ -306,9 +178,14 @@ def aim(pdg: int, energy: float, impact: tuple[float, float]) -> Particles:
     mass, charge, _ = _properties(pdg)
     if not energy > mass:
         raise ValueError(f"aim: expected an energy above {mass:.4g} GeV, got {energy:g}")
-    slope = np.array([impact[0], impact[1] + ZN.crossing_offset]) / ZN.distance
     energy = round(energy, DECIMALS)
-    pz = np.sqrt((energy**2 - mass**2) / (1 + slope @ slope))
+    momentum = np.sqrt(energy**2 - mass**2)
+    pz = momentum
+    for _ in range(3):  # the deflection is that of pz
+        bent = (detector.deflection or 0.0) * charge / pz
+        arrives = np.array([impact[0] + detector.offset[0] - bent, impact[1] + detector.offset[1]])
+        slope = arrives / detector.distance
+        pz = momentum / np.sqrt(1 + slope @ slope)
     px, py, pz = np.round([*(slope * pz), pz], DECIMALS)
     features = [energy, 0, 0, 0, px, py, pz, round(1e3 * mass, DECIMALS), charge]
     return Particles(np.array([pdg], np.int32), np.array([features], np.float64))
@@ -318,6 +195,7 @@ def draw_particles(
     rng: np.random.Generator,
     position: NDArray[np.floating],
     abundance: Mapping[int, float] | None = None,
+    detector: Detector = ZN,
 ) -> Particles:
     """Primaries, of the species found at ``position`` (N,) in [0, 1) of the mixture.
 
@@ -325,25 +203,39 @@ def draw_particles(
     holds its rare species. ``abundance`` multiplies that of species, by PDG code.
     """
     n = len(position)
-    more = abundance or {}
-    cumulative = np.cumsum([kind.abundance * more.get(kind.pdg, 1.0) for kind in SPECIES])
+    more, primaries = abundance or {}, model_of(detector).primaries
+    species = primaries.species
+    cumulative = np.cumsum([kind.abundance * more.get(kind.pdg, 1.0) for kind in species])
     kind = np.searchsorted(cumulative / cumulative[-1], position, side="right")
-    pdg = np.array([s.pdg for s in SPECIES], np.int32)[kind]
-    shape = np.array([s.shape for s in SPECIES])[kind]
-    slope = np.array([s.slope for s in SPECIES])[kind]
+    pdg = np.array([s.pdg for s in species], np.int32)[kind]
+    slope = np.array([s.slope for s in species])[kind]
     mass, charge, _ = _look_up(pdg)
-    least = LEAST_ENERGY + mass
-    energy = np.round(least + (BEAM_ENERGY - least) * rng.beta(shape[:, 0], shape[:, 1]), DECIMALS)
-    momentum = np.sqrt(energy**2 - mass**2)
-    # pT exp(-pT / slope) has the regularised gamma function of order 2 as its integral
-    within = gammainc(2.0, LARGEST_ANGLE * momentum / slope)
-    transverse = slope * gammaincinv(2.0, rng.random(n) * within)
+    least = primaries.least_energy + mass
+    if primaries.eta is None:
+        shape = np.array([s.energy for s in species])[kind]
+        reach = primaries.beam_energy - least
+        energy = np.round(least + reach * rng.beta(shape[:, 0], shape[:, 1]), DECIMALS)
+        momentum = np.sqrt(energy**2 - mass**2)
+        # pT exp(-pT / slope) has the regularised gamma function of order 2 as its integral
+        within = gammainc(2.0, primaries.largest_angle * momentum / slope)
+        transverse = slope * gammaincinv(2.0, rng.random(n) * within)
+    else:
+        eta = rng.uniform(*primaries.eta, n)
+        # between the least energy and the beam's
+        low, high = (
+            gammainc(2.0, np.sqrt(limit**2 - mass**2) / np.cosh(eta) / slope)
+            for limit in (least, primaries.beam_energy)
+        )
+        transverse = slope * gammaincinv(2.0, low + rng.random(n) * (high - low))
+        momentum = transverse * np.cosh(eta)
+        energy = np.round(np.sqrt(momentum**2 + mass**2), DECIMALS)
+        momentum = np.sqrt(energy**2 - mass**2)
     angle = 2 * np.pi * rng.random(n)
     px = np.round(transverse * np.cos(angle), DECIMALS)
     py = np.round(transverse * np.sin(angle), DECIMALS)
-    side = np.where(rng.random(n) < 0.5, -1.0, 1.0)
+    side = np.where(rng.random(n) < 0.5, -1.0, 1.0) if primaries.sides == "both" else 1.0
     pz = side * np.round(np.sqrt(momentum**2 - px**2 - py**2), DECIMALS)
-    vertex = np.round(rng.normal(0, VERTEX_SPREAD, (n, 3)), 9)
+    vertex = np.round(rng.normal(0, primaries.vertex_spread, (n, 3)), 9)
     columns = [energy, *vertex.T, px, py, pz, np.round(1e3 * mass, DECIMALS), charge]
     return Particles(pdg, np.column_stack(columns))
 
@@ -440,9 +332,9 @@ def _daughters(rng: np.random.Generator, rays: Rays, codes: tuple[int, int]) -> 
     ]
 
 
-def _fly(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays, Rays]:
-    """Fly straight on: those that decay on the way (moved there), those swept away, and those
-    that arrive in the plane of the face (moved there)."""
+def _fly(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> tuple[Rays, Rays, Rays]:
+    """Fly straight on: those that decay on the way (moved there), those that reach the magnet (moved
+    there), and those that arrive in the plane of the face (moved there)."""
     mass, charge, ctau = _look_up(rays.pdg)
     decaying = np.isin(rays.pdg, list(DECAYS))
     pz = rays.momentum[:, 3]
@@ -451,8 +343,11 @@ def _fly(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays, Rays]:
         length = np.where(decaying, ctau * pz / mass, np.inf)
     path = rng.standard_exponential(len(rays)) * length
     z = rays.position[:, 2]
-    bent = (charge != 0) & (z < DIPOLE_END)
-    reach = np.where(bent, np.maximum(DIPOLE_START - z, 0.0), ZN.distance - z)
+    start, end = model_of(detector).dipole or (-np.inf, -np.inf)
+    if detector.deflection is not None:  # bent at once, in the magnet's middle
+        start = end = (start + end) / 2
+    bent = (charge != 0) & (z < end)
+    reach = np.where(bent, np.maximum(start - z, 0.0), detector.distance - z)
     decays = path < reach
     step = np.where(decays, path, reach)
     position = rays.position + step[:, None] * rays.momentum[:, 1:] / pz[:, None]
@@ -460,19 +355,31 @@ def _fly(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays, Rays]:
     return moved[decays], moved[bent & ~decays], moved[~bent & ~decays]
 
 
-def _transport(rng: np.random.Generator, rays: Rays) -> tuple[Rays, Rays]:
+def _deflect(rays: Rays, detector: Detector) -> Rays:
+    """Rays in the magnet with the transverse momentum that brings them to where they belong."""
+    z = rays.position[:, 2]
+    charge = _look_up(rays.pdg)[1]
+    momentum = rays.momentum.copy()
+    momentum[:, 1] += (detector.deflection or 0.0) * charge / (detector.distance - z)
+    return Rays(rays.response, rays.pdg, rays.position, momentum)
+
+
+def _transport(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> tuple[Rays, Rays]:
     """What reaches the calorimeter, and what is lost on the way, of all generations."""
+    model, (height, width), swept = model_of(detector), detector.face, detector.deflection is None
     arrived, lost = [], []
     while len(rays):
-        decays, swept, landed = _fly(rng, rays)
+        decays, bent, landed = _fly(rng, rays, detector)
         # measured from the face's centre from here on
-        x, y = landed.position[:, 0], landed.position[:, 1] - ZN.crossing_offset
-        hits = np.maximum(np.abs(x), np.abs(y)) < _SIDE / 2 + CATCH
-        hits &= rng.random(len(landed)) >= UPSTREAM_INTERACTION
+        x, y = (landed.position[:, axis] - detector.offset[axis] for axis in (0, 1))
+        hits = (np.abs(x) < width / 2 + model.catch) & (np.abs(y) < height / 2 + model.catch)
+        hits &= rng.random(len(landed)) >= model.upstream_interaction
         arrived.append(landed[hits])
-        lost.extend([swept, landed[~hits]])
+        lost.extend([*([bent] if swept else []), landed[~hits]])
         rays = decay_products(rng, decays)
         rays = rays[rays.momentum[:, 3] > 0]  # thrown backwards: not seen on this side
+        if not swept:
+            rays = Rays.join([rays, _deflect(bent, detector)])
     return Rays.join(arrived), Rays.join(lost)
 
 
@@ -499,12 +406,10 @@ def _log_normal(rng: np.random.Generator, scale: tuple[float, float], n: int) ->
     return scale[0] * np.exp(scale[1] * rng.standard_normal(n))
 
 
-def _fluctuating_light(
-    rng: np.random.Generator, energy: Array, light_yield: float, resolution: tuple[float, float]
-) -> Array:
+def _fluctuating_light(rng: np.random.Generator, energy: Array, shower: ShowerParams) -> Array:
     """Mean photons of showers: gamma distributed about yield * energy, so never negative."""
-    variance = resolution[0] ** 2 / energy + resolution[1] ** 2
-    return light_yield * energy * variance * rng.standard_gamma(1 / variance)
+    variance = shower.resolution[0] ** 2 / energy + shower.resolution[1] ** 2
+    return shower.photons_per_gev * energy * variance * rng.standard_gamma(1 / variance)
 
 
 def _core_and_tail(spot: Sources, share: Array, tail_radius: Array) -> Sources:
@@ -514,53 +419,59 @@ def _core_and_tail(spot: Sources, share: Array, tail_radius: Array) -> Sources:
     return Sources.join([core, tail])
 
 
-def _electromagnetic(rng: np.random.Generator, rays: Rays) -> Sources:
-    n = len(rays)
-    light = _fluctuating_light(rng, rays.momentum[:, 0], EM_YIELD, EM_RESOLUTION)
-    x, y = rays.position[:, 0], rays.position[:, 1] - ZN.crossing_offset
-    spot = Sources(rays.response, x, y, light, _log_normal(rng, EM_CORE, n))
-    return _core_and_tail(spot, rng.beta(*EM_CORE_SHARE, n), _log_normal(rng, EM_TAIL, n))
+def _electromagnetic(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> Sources:
+    n, shower = len(rays), model_of(detector).electromagnetic
+    light = _fluctuating_light(rng, rays.momentum[:, 0], shower)
+    x, y = (rays.position[:, axis] - detector.offset[axis] for axis in (0, 1))
+    spot = Sources(rays.response, x, y, light, _log_normal(rng, shower.core, n))
+    return _core_and_tail(spot, rng.beta(*shower.core_share, n), _log_normal(rng, shower.tail, n))
 
 
-def _hadronic(rng: np.random.Generator, rays: Rays) -> Sources:
-    n = len(rays)
-    light = _fluctuating_light(rng, rays.momentum[:, 0], HADRON_YIELD, HADRON_RESOLUTION)
-    behind = np.maximum(DEPTH - rng.standard_exponential(n), 0.0)
-    light *= 1 - np.exp(-behind / TAIL_LENGTH)
-    share = rng.standard_gamma(SUBSHOWER_SHARE, (n, SUBSHOWERS))
+def _hadronic(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> Sources:
+    n, shower = len(rays), model_of(detector).hadronic
+    centres = len(shower.centre_shares)
+    light = _fluctuating_light(rng, rays.momentum[:, 0], shower)
+    behind = np.maximum(shower.depth - rng.standard_exponential(n), 0.0)
+    light *= 1 - np.exp(-behind / shower.tail_length)
+    share = rng.standard_gamma(shower.centre_shares, (n, centres))
     share /= share.sum(axis=1, keepdims=True)
-    offset = rng.normal(0, IMPACT_JITTER, (n, SUBSHOWERS, 2))
-    distance = rng.exponential(SUBSHOWER_DISTANCE, (n, SUBSHOWERS - 1))
-    angle = 2 * np.pi * rng.random((n, SUBSHOWERS - 1))
+    offset = rng.normal(0, shower.jitter, (n, centres, 2))
+    distance = rng.exponential(shower.centre_distance, (n, centres - 1))
+    angle = 2 * np.pi * rng.random((n, centres - 1))
     offset[:, 1:, 0] += distance * np.cos(angle)
     offset[:, 1:, 1] += distance * np.sin(angle)
-    x = rays.position[:, 0, None] + offset[..., 0]
-    y = rays.position[:, 1, None] - ZN.crossing_offset + offset[..., 1]
-    core = np.repeat(_log_normal(rng, HADRON_CORE, n), SUBSHOWERS)
-    tail = np.repeat(_log_normal(rng, HADRON_TAIL, n), SUBSHOWERS)
-    in_core = np.repeat(rng.beta(*HADRON_CORE_SHARE, n), SUBSHOWERS)
-    response = np.repeat(rays.response, SUBSHOWERS)
+    x, y = (
+        rays.position[:, axis, None] - detector.offset[axis] + offset[..., axis] for axis in (0, 1)
+    )
+    core = np.repeat(_log_normal(rng, shower.core, n), centres)
+    tail = np.repeat(_log_normal(rng, shower.tail, n), centres)
+    in_core = np.repeat(rng.beta(*shower.core_share, n), centres)
+    response = np.repeat(rays.response, centres)
     photons = (light[:, None] * share).ravel()
     return _core_and_tail(Sources(response, x.ravel(), y.ravel(), photons, core), in_core, tail)
 
 
-def _spray(rng: np.random.Generator, lost: Rays) -> Sources:
+def _spray(rng: np.random.Generator, lost: Rays, detector: Detector = ZN) -> Sources:
     """Stray light of particles that hit the beam pipe: soft spots anywhere."""
-    hit = lost[rng.random(len(lost)) < SPRAY_CHANCE]
-    spots = 1 + rng.poisson(SPRAY_SPOTS, len(hit))
-    shape, power = SPRAY_LIGHT
+    spray = model_of(detector).spray
+    hit = lost[rng.random(len(lost)) < spray.chance]
+    spots = 1 + rng.poisson(spray.spots, len(hit))
+    shape, power = spray.light
     neutral = _look_up(hit.pdg)[1] == 0
-    mean = np.where(neutral, SPRAY_MEAN[1], SPRAY_MEAN[0]) * (hit.momentum[:, 0] / 1e3) ** power
+    mean = np.where(neutral, spray.mean[1], spray.mean[0]) * (hit.momentum[:, 0] / 1e3) ** power
     photons = np.repeat(mean, spots)
     n = len(photons)
     photons *= rng.standard_gamma(shape, n) / shape
-    x, y = rng.uniform(-SPRAY_REACH, SPRAY_REACH, (2, n))
+    reach = np.array(spray.reach)[:, None]
+    x, y = rng.uniform(-reach, reach, (2, n))
     response = np.repeat(hit.response, spots)
-    return Sources(response, x, y, photons, _log_normal(rng, SPRAY_RADIUS, n))
+    return Sources(response, x, y, photons, _log_normal(rng, spray.radius, n))
 
 
-def collect_light(rng: np.random.Generator, sources: Sources, responses: int) -> Integers:
-    """Photons in every fibre, (responses, 44, 44) int64.
+def collect_light(
+    rng: np.random.Generator, sources: Sources, responses: int, detector: Detector = ZN
+) -> Integers:
+    """Photons in every fibre, (responses, rows, columns) int64.
 
     A Poisson number of photons from each source, each thrown at a fibre, is the same as a Poisson
     number in every fibre. Photons that miss the face are lost.
@@ -570,31 +481,34 @@ def collect_light(rng: np.random.Generator, sources: Sources, responses: int) ->
     u = rng.random(len(source))
     radius = sources.radius[source] * np.sqrt(u / (1 - u))
     angle = 2 * np.pi * rng.random(len(source))
-    column = np.floor((sources.x[source] + radius * np.cos(angle) + _SIDE / 2) / ZN.pitch)
-    row = np.floor((_SIDE / 2 - sources.y[source] - radius * np.sin(angle)) / ZN.pitch)
-    seen = (row >= 0) & (row < ZN.shape[0]) & (column >= 0) & (column < ZN.shape[1])
-    fibre = (row[seen] * ZN.shape[1] + column[seen]).astype(np.int64)
+    (rows, columns), (height, width) = detector.shape, detector.face
+    column = np.floor((sources.x[source] + radius * np.cos(angle) + width / 2) / detector.pitch)
+    row = np.floor((height / 2 - sources.y[source] - radius * np.sin(angle)) / detector.pitch)
+    seen = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    fibre = (row[seen] * columns + column[seen]).astype(np.int64)
     flat = np.bincount(
-        sources.response[source[seen]] * ZN.dim + fibre, minlength=responses * ZN.dim
+        sources.response[source[seen]] * detector.dim + fibre, minlength=responses * detector.dim
     )
-    return flat.reshape(responses, *ZN.shape)
+    return flat.reshape(responses, rows, columns)
 
 
-def respond(rng: np.random.Generator, particles: Particles, repeats: int) -> NDArray[np.uint16]:
-    """(N * repeats, 44, 44): the responses to each particle, one after the other.
+def respond(
+    rng: np.random.Generator, particles: Particles, repeats: int, detector: Detector = ZN
+) -> NDArray[np.uint16]:
+    """(N * repeats, rows, columns): the responses to each particle, one after the other.
 
     Raises ``OverflowError`` where a fibre holds more photons than fit in 16 bits.
     """
-    arrived, lost = _transport(rng, _primary_rays(particles, repeats))
+    arrived, lost = _transport(rng, _primary_rays(particles, repeats), detector)
     photon = arrived.pdg == 22
     sources = Sources.join(
         [
-            _electromagnetic(rng, arrived[photon]),
-            _hadronic(rng, arrived[~photon]),
-            _spray(rng, lost),
+            _electromagnetic(rng, arrived[photon], detector),
+            _hadronic(rng, arrived[~photon], detector),
+            _spray(rng, lost, detector),
         ]
     )
-    counts = collect_light(rng, sources, len(particles.pdg) * repeats)
+    counts = collect_light(rng, sources, len(particles.pdg) * repeats, detector)
     if counts.max(initial=0) > np.iinfo(np.uint16).max:
         raise OverflowError("a fibre holds more photons than fit in 16 bits")
     return counts.astype(np.uint16)
@@ -604,7 +518,7 @@ def respond(rng: np.random.Generator, particles: Particles, repeats: int) -> NDA
 
 
 def _chunks(
-    seed: int, repeats: int, abundance: Mapping[int, float] | None
+    seed: int, repeats: int, abundance: Mapping[int, float] | None, detector: Detector
 ) -> Iterator[tuple[Particles, NDArray[np.uint16]]]:
     """Particles and all their responses, without end; each chunk has a seed of its own."""
     shift = np.random.default_rng(seed).random()
@@ -612,8 +526,8 @@ def _chunks(
     while True:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(chunk,)))
         position = (shift + GOLDEN * np.arange(CHUNK * chunk, CHUNK * (chunk + 1))) % 1.0
-        particles = draw_particles(rng, position, abundance)
-        yield particles, respond(rng, particles, repeats)
+        particles = draw_particles(rng, position, abundance, detector)
+        yield particles, respond(rng, particles, repeats, detector)
         chunk += 1
 
 
@@ -624,6 +538,7 @@ def simulate(
     seed: int,
     progress: bool = False,
     abundance: Mapping[int, float] | None = None,
+    detector: Detector = ZN,
 ) -> Events:
     """Simulate exactly ``responses`` responses of at least ``min_photons`` photons.
 
@@ -641,14 +556,16 @@ def simulate(
     progress
         show a bar.
     abundance
-        by PDG code, how many times as often as in :data:`SPECIES` a species is drawn.
+        by PDG code, how many times as often as in the detector's file a species is drawn.
+    detector
+        one with a simulation.
 
     Raises
     ------
     ValueError
         where a number is out of range, or (after many particles) nothing has so much light.
     """
-    return simulate_counted(responses, repeats, min_photons, seed, progress, abundance)[0]
+    return simulate_counted(responses, repeats, min_photons, seed, progress, abundance, detector)[0]
 
 
 def simulate_counted(
@@ -658,6 +575,7 @@ def simulate_counted(
     seed: int,
     progress: bool = False,
     abundance: Mapping[int, float] | None = None,
+    detector: Detector = ZN,
 ) -> tuple[Events, Trials]:
     """As :func:`simulate`, and how many of each particle's simulations had so much light.
 
@@ -676,7 +594,7 @@ def simulate_counted(
     with tqdm(
         total=responses, desc="simulating", unit=" responses", file=sys.stdout, disable=not progress
     ) as bar:
-        for number, (particles, chunk) in enumerate(_chunks(seed, repeats, abundance)):
+        for number, (particles, chunk) in enumerate(_chunks(seed, repeats, abundance, detector)):
             lit = chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons
             tried = np.full(CHUNK, repeats)
             bright = lit.reshape(CHUNK, repeats).sum(axis=1)
@@ -685,12 +603,13 @@ def simulate_counted(
             part = slice(kept, kept + len(enough))
             pdg[part] = particles.pdg[enough // repeats]
             features[part] = particles.features[enough // repeats]
-            photons.append(sparse.csr_array(chunk[enough].reshape(-1, ZN.dim)))
+            photons.append(sparse.csr_array(chunk[enough].reshape(-1, detector.dim)))
             kept += len(enough)
             bar.update(len(enough))
             if kept == responses:
                 together = sparse.vstack(photons, format="csr")
-                return Events.from_arrays(pdg, features, together), Trials.join(trials)
+                events = Events.from_arrays(pdg, features, together, detector=detector)
+                return events, Trials.join(trials)
             if kept == 0 and number * CHUNK * repeats > 1_000_000:
                 raise ValueError(f"simulate: no response has {min_photons} photons")
     raise AssertionError("the chunks have no end")
@@ -705,7 +624,7 @@ def simulate_again(events: Events, repeats: int, min_photons: int, seed: int) ->
     Parameters
     ----------
     events
-        of the ZN; each of their particles counts once, however many responses it has.
+        of a detector with a simulation; each of their particles counts once, however many responses it has.
     repeats
         simulations of each particle, of which those with less light are dropped.
     min_photons
@@ -721,16 +640,16 @@ def simulate_again(events: Events, repeats: int, min_photons: int, seed: int) ->
     Raises
     ------
     ValueError
-        where a number is out of range, a PDG code is not known, or the detector is another one.
+        where a number is out of range, a PDG code is not known, or the detector has no simulation.
     """
     if repeats < 1 or min_photons < 0:
         raise ValueError(
             "simulate_again: expected repeats >= 1 and min_photons >= 0, got "
             f"{repeats} and {min_photons}"
         )
-    if events.detector != ZN:
-        raise ValueError(f"simulate_again: expected events of the ZN, got {events.detector.name}")
-    if unknown := {*np.unique(events.pdg).tolist()} - {kind.pdg for kind in SPECIES}:
+    detector = events.detector
+    known = {kind.pdg for kind in model_of(detector).primaries.species}
+    if unknown := {*np.unique(events.pdg).tolist()} - known:
         raise ValueError(
             f"simulate_again: no species of the simulation has PDG code {min(unknown)}"
         )
@@ -741,10 +660,10 @@ def simulate_again(events: Events, repeats: int, min_photons: int, seed: int) ->
     for start in range(0, len(labels), CHUNK):
         here = slice(start, start + CHUNK)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(start // CHUNK,)))
-        chunk = respond(rng, Particles(pdg[here], features[here]), repeats)
+        chunk = respond(rng, Particles(pdg[here], features[here]), repeats, detector)
         enough = np.flatnonzero(chunk.sum(axis=(1, 2), dtype=np.int64) >= min_photons)
         kept.append(start + enough // repeats)
-        photons.append(sparse.csr_array(chunk[enough].reshape(-1, ZN.dim)))
+        photons.append(sparse.csr_array(chunk[enough].reshape(-1, detector.dim)))
     of = np.concatenate(kept) if kept else np.empty(0, np.intp)
     counts = sparse.vstack(photons, format="csr")
-    return Events.from_arrays(pdg[of], features[of], counts, labels[of])
+    return Events.from_arrays(pdg[of], features[of], counts, labels[of], detector)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any, cast
+from typing import Any
 
 from particle import InvalidParticle, Particle, ParticleNotFound
 
-from zdc_nb.data.events import PDG
+from zdc_nb.params import PDG
 
 __all__ = ["drawn_symbol", "symbol"]
 
@@ -31,10 +31,9 @@ def symbol(species: int | str) -> str:
     is none as it is.
     """
     if isinstance(species, str):
-        codes = cast("dict[str, int]", PDG)
-        if species not in codes:
+        if species not in PDG:
             return EVERYTHING if species == "all" else species
-        species = codes[species]
+        species = PDG[species]
     try:
         name = str(Particle.from_pdgid(species).html_name)
     except (InvalidParticle, ParticleNotFound):

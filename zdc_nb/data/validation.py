@@ -22,9 +22,8 @@ from particle.pdgid import is_nucleus
 from scipy import sparse
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.simulation import SPECIES
 from zdc_nb.detector.geometry import ZN, Detector
-from zdc_nb.params import UserError
+from zdc_nb.params import PDG, UserError
 
 __all__ = [
     "LARGEST",
@@ -214,7 +213,7 @@ class Rows:
         )
         if pdg is None:
             self.tally.guessed = True
-            pdg = nearest_species(features)
+            pdg = nearest_species(features, self.detector)
         limits = np.iinfo(np.int32)
         with np.errstate(invalid="ignore"):
             whole = (pdg == np.rint(pdg)) & (pdg >= limits.min) & (pdg <= limits.max)
@@ -301,16 +300,19 @@ def _named(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
     return f"{FEATURES[k]} {values[k]:g}"
 
 
-def nearest_species(features: NDArray[np.float64]) -> NDArray[np.int32]:
+def nearest_species(features: NDArray[np.float64], detector: Detector) -> NDArray[np.int32]:
     """(N,) PDG code of the species nearest in mass among those of the same charge.
 
     A guess: mass and charge cannot tell K0L from K0S, nor a neutral particle from its
     antiparticle. Every neutral kaon becomes K0S (310), every neutral antiparticle the particle.
-    Charges that no species has give 0.
+    Charges that no species has give 0. The species are those of the detector's simulation, or else
+    all that can be a data set.
     """
     mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
     # particles before antiparticles, so that a tie goes to the particle
-    codes = np.array(sorted((s.pdg for s in SPECIES), reverse=True), np.int32)
+    simulation = detector.simulation
+    known = PDG.values() if simulation is None else [s.pdg for s in simulation.primaries.species]
+    codes = np.array(sorted(known, reverse=True), np.int32)
     table = [Particle.from_pdgid(int(code)) for code in codes]
     distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
     distance[charge[:, None] != [entry.charge for entry in table]] = np.inf

@@ -1,6 +1,6 @@
 """What a calorimeter is and what it measures."""
 
-from zdc_nb.detector.geometry import ZN, Detector
+from zdc_nb.detector.geometry import FEATURES, ZN, Detector, load_detector
 from zdc_nb.detector.observables import (
     channel_sums,
     containment_radius,
@@ -12,6 +12,7 @@ from zdc_nb.detector.observables import (
 from zdc_nb.detector.splitting import SplitTree, split_tree
 
 __all__ = [
+    "FEATURES",
     "ZN",
     "Detector",
     "SplitTree",
@@ -19,6 +20,7 @@ __all__ = [
     "containment_radius",
     "diversity",
     "diversity_weights",
+    "load_detector",
     "measure",
     "shower_centre",
     "split_tree",

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ZN", "Detector"]
+from zdc_nb.params import PDG, load_detector_params
+from zdc_nb.params.detector import ChannelParams, Scale, SimulationParams
+
+__all__ = ["FEATURES", "ZN", "Detector", "load_detector"]
+
+FEATURES = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
+"""The nine features of a particle: GeV, m (three), GeV (three), MeV, e."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +33,25 @@ class Detector:
         m, between neighbouring fibres.
     distance
         m, from the interaction point to the face.
-    crossing_offset
-        m, height of the face's centre above the spot where particles of py = 0 arrive.
+    offset
+        m, x and y of the face's centre; (0, 0) is where a neutral particle without transverse
+        momentum arrives.
     channels
         names of the C channels.
     masks
         (C, rows, columns) bool, the fibres that each channel reads; not writable.
+    deflection
+        m GeV / e: a charged particle arrives at x greater by this times charge / momentum; None
+        where charged particles are swept away.
+    conditions
+        what a flow is told of a particle, among :data:`zdc_nb.params.detector.CONDITIONS`, and how
+        each is scaled.
+    species
+        names of those that are a data set of their own.
+    title
+        the name in full, for texts.
+    simulation
+        the open simulation of it; None where there is none.
 
     Raises
     ------
@@ -51,7 +70,7 @@ class Detector:
     ...     (2, 3),
     ...     0.01,
     ...     5.0,
-    ...     0.0,
+    ...     (0.0, 0.0),
     ...     ("left", "right"),
     ...     np.tile([[left], [~left]], (1, 2, 1)),
     ... )
@@ -63,9 +82,14 @@ class Detector:
     shape: tuple[int, int]
     pitch: float
     distance: float
-    crossing_offset: float
+    offset: tuple[float, float]
     channels: tuple[str, ...]
     masks: NDArray[np.bool_]
+    deflection: float | None = None
+    conditions: tuple[tuple[str, Scale], ...] = tuple((name, "standard") for name in FEATURES)
+    species: tuple[str, ...] = ()
+    title: str = ""
+    simulation: SimulationParams | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
@@ -85,14 +109,20 @@ class Detector:
         object.__setattr__(self, "masks", masks)
 
     def _values(self) -> tuple[object, ...]:
-        place = (self.pitch, self.distance, self.crossing_offset)
-        return (self.name, self.shape, *place, self.channels, self.masks.tobytes())
+        place = (self.pitch, self.distance, self.offset, self.deflection)
+        read_out = (self.channels, self.masks.tobytes(), self.conditions)
+        return (self.name, self.shape, *place, *read_out)
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, Detector) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._values())
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """PDG codes of the species that are a data set of their own, by name."""
+        return {name: PDG[name] for name in self.species}
 
     @property
     def dim(self) -> int:
@@ -110,24 +140,43 @@ class Detector:
         return (self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2
 
 
-def _zn() -> Detector:
-    shape = (44, 44)
-    row, column = np.indices(shape)
-    even = (row + column) % 2 == 0
-    top, left = row < shape[0] // 2, column < shape[1] // 2
-    quadrants = (top & left, top & ~left, ~top & left, ~top & ~left)
+def _mask(pattern: ChannelParams, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(rows, columns), the fibres in all patterns that a channel names."""
+    (rows, columns), (row, column) = shape, np.indices(shape)
+    mask = np.ones(shape, np.bool_)
+    if pattern.checkerboard is not None:
+        mask &= (row + column) % 2 == (pattern.checkerboard == "odd")
+    if pattern.quadrant is not None:
+        mask &= (row < rows // 2) == pattern.quadrant.startswith("top")
+        mask &= (column < columns // 2) == pattern.quadrant.endswith("left")
+    if pattern.strip is not None:
+        number, strips = pattern.strip
+        mask &= column * strips // columns == number - 1
+    return mask
+
+
+def load_detector(name: str) -> Detector:
+    """The detector of a file of ``detectors/``, by its stem, or of any other such file, by its path.
+
+    Raises :class:`~zdc_nb.params.ParameterError`, naming the file, the key and what was expected.
+    """
+    params = load_detector_params(name)
     return Detector(
-        name="ZN",
-        shape=shape,
-        pitch=0.0016,  # chosen: with 44 fibres the face is 7.04 cm wide
-        distance=112.5,  # arXiv 2512.20346
-        # chosen: a net vertical half crossing angle of the order of 100 microrad over 112.5 m
-        crossing_offset=0.011,
-        channels=("common", "top left", "top right", "bottom left", "bottom right"),
-        masks=np.stack([~even, *(even & quadrant for quadrant in quadrants)]),
+        name=params.label,
+        shape=params.shape,
+        pitch=params.pitch,
+        distance=params.distance,
+        offset=params.offset,
+        channels=tuple(params.channels),
+        masks=np.stack([_mask(pattern, params.shape) for pattern in params.channels.values()]),
+        deflection=params.deflection,
+        conditions=tuple(params.conditions.items()),
+        species=tuple(params.species),
+        title=params.title,
+        simulation=params.simulation,
     )
 
 
-ZN = _zn()
+ZN = load_detector("zn")
 """ALICE's neutron ZDC. As in O2, fibres with (row + column) odd form the common channel, the even
 ones four quadrants; every fibre is in exactly one channel."""

@@ -24,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from zdc_nb.data.events import FEATURES, PDG, Events, Split, impact_point
+from zdc_nb.data.events import FEATURES, Events, Split, impact_point
 from zdc_nb.detector import Detector
 from zdc_nb.evaluation.baselines import RESIMULATED, matched_runs, what_can_be_evaluated
 from zdc_nb.evaluation.metrics import Observed, observe
@@ -304,7 +304,7 @@ def bins_of(events: Events) -> pd.DataFrame:
     distance (mm) of the impact point from the nearest edge of the face, inside it, at quarters
     of the largest there is; negative outside. Not a number where there is no such distance.
     """
-    names = {code: name for name, code in PDG.items()}
+    names = {code: name for name, code in events.detector.codes.items()}
     known = [*names.values(), "others"]
     species = [names.get(int(code), "others") for code in events.pdg]
     height, width = events.detector.face

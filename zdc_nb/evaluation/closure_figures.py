@@ -22,7 +22,7 @@ from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.evaluation.closure import EVERYTHING, Closure
 from zdc_nb.evaluation.figures import colours_of
 from zdc_nb.evaluation.names import SIMULATED, name_of
-from zdc_nb.params import SUBSETS
+from zdc_nb.params import order_subsets
 
 __all__ = [
     "correlations_figure",
@@ -343,7 +343,7 @@ def overview_figure(summary: pd.DataFrame, model: str) -> Figure:
     subset. Of the centre the difference (fibres) is written.
     """
     shown = [name for name in (model, "reference+sum") if (summary["model"] == name).any()]
-    subsets = [name for name in SUBSETS if (summary["subset"] == name).any()]
+    subsets = order_subsets(summary["subset"])
     summary = summary.assign(
         row=summary["quantity"].where(
             summary["by"] == EVERYTHING, summary["quantity"] + " at " + summary["bin"]

@@ -19,7 +19,7 @@ from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.names import name_of
 from zdc_nb.evaluation.sentences import as_list, listed_names
 from zdc_nb.evaluation.tables import in_order, is_trained
-from zdc_nb.params import SUBSETS
+from zdc_nb.params import order_subsets
 
 __all__ = [
     "ablation_findings",
@@ -171,7 +171,7 @@ def shape_findings(table: pd.DataFrame) -> str:
 
 
 def _subsets(table: pd.DataFrame) -> list[str]:
-    return [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+    return order_subsets(table["subset"])
 
 
 def _means(table: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from zdc_nb.evaluation.distances import photon_spectrum
 from zdc_nb.evaluation.metrics import METRICS, QUANTITIES, has_repeats, shape_statistics
 from zdc_nb.evaluation.names import SIMULATED, TERMS, name_of, with_names
 from zdc_nb.evaluation.tables import UNTRAINED, in_order, is_trained
-from zdc_nb.params import DRAWN, SUBSETS
+from zdc_nb.params import DRAWN, order_subsets
 
 __all__ = [
     "changes_figure",
@@ -234,7 +234,7 @@ def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     metrics = _metrics(table)
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, len(metrics), sharex=True, squeeze=False)
-    subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+    subsets = order_subsets(table["subset"])
     models = list(dict.fromkeys(table["model"]))
     for row, (source, frame) in enumerate(((OURS, table), (THEIRS, published))):
         for axis, metric in zip(axes[row], metrics, strict=True):
@@ -259,7 +259,7 @@ def model_figure(table: pd.DataFrame) -> Figure:
     """
     shown = ("WS", "MAE_c", "MAE_cw", "centre", "radius")
     metrics = [name for name in shown if name in set(table["metric"])]
-    subsets = [subset for subset in SUBSETS if (table["subset"] == subset).any()]
+    subsets = order_subsets(table["subset"])
     models = [*filter(is_trained, in_order(table["model"]))]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, squeeze=False).ravel()
@@ -289,7 +289,7 @@ def closure_figure(summary: pd.DataFrame) -> Figure:
     ``summary`` is that of :func:`~zdc_nb.evaluation.closure.closure_summary`, with the column
     subset. Bars are uncertainties from particles; grey bars the same of ``reference+sum``.
     """
-    subsets = [subset for subset in SUBSETS if (summary["subset"] == subset).any()]
+    subsets = order_subsets(summary["subset"])
     models = [*filter(is_trained, in_order(summary["model"]))]
     low, every = summary["by"] == "photon sum", summary["by"] == EVERYTHING
     bins = summary.loc[low, "bin"].unique()
@@ -354,7 +354,7 @@ def changes_figure(comparison: pd.DataFrame) -> Figure:
     rows = -(-len(metrics) // 3)
     figure = Figure(figsize=(13, 3.7 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, min(3, len(metrics)), squeeze=False)
-    subsets = [subset for subset in SUBSETS if (comparison["subset"] == subset).any()]
+    subsets = order_subsets(comparison["subset"])
     models = in_order(comparison["model"])
     errors = comparison.assign(
         below=comparison["change"] - comparison["low"],

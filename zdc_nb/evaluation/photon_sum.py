@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import FEATURES, PDG, Events, Trials
+from zdc_nb.data.events import FEATURES, Events, Trials
 from zdc_nb.data.symbols import drawn_symbol, symbol
 from zdc_nb.detector.observables import measure
 from zdc_nb.evaluation.metrics import Observed
@@ -63,8 +63,8 @@ def draw_sums(distribution: PhotonSum, seed: int, runs: int = 1) -> NDArray[np.i
 
 def _groups(test: Events) -> dict[str, NDArray[np.bool_]]:
     """Test responses by species, those that are not among the paper's together."""
-    named = {str(name): test.pdg == code for name, code in PDG.items()}
-    others = ~np.any([*named.values()], axis=0)
+    named = {name: test.pdg == code for name, code in test.detector.codes.items()}
+    others = ~np.isin(test.pdg, [*test.detector.codes.values()])
     return {name: rows for name, rows in (named | {"others": others}).items() if rows.any()}
 
 
@@ -290,8 +290,9 @@ def light_table(trials: Trials, events: Events, drawn: NDArray[np.int64]) -> pd.
     trials, drawn = trials[whole], drawn[:, whole]
     row = trials.find(events)
     light = np.bincount(row[row >= 0], weights=events.photon_sum[row >= 0], minlength=len(trials))
-    named = {str(name): trials.pdg == code for name, code in PDG.items()}
-    named["others"] = ~np.any([*named.values()], axis=0)
+    codes = events.detector.codes
+    named = {name: trials.pdg == code for name, code in codes.items()}
+    named["others"] = ~np.isin(trials.pdg, [*codes.values()])
     rows = []
     for name, here in ({"all": np.ones(len(trials), np.bool_)} | named).items():
         if not here.any():

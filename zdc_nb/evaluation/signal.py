@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import PDG, Trials
+from zdc_nb.data.events import Trials
 from zdc_nb.data.symbols import symbol
 
 __all__ = [
@@ -48,8 +50,10 @@ def calibration_error(table: pd.DataFrame) -> float:
     return float(np.average(off, weights=table["simulations"]))
 
 
-def signal_scores(probability: NDArray[np.float64], trials: Trials) -> pd.DataFrame:
-    """How good the probabilities are, in all and by species.
+def signal_scores(
+    probability: NDArray[np.float64], trials: Trials, codes: Mapping[str, int]
+) -> pd.DataFrame:
+    """How good the probabilities are, in all and by species, whose PDG ``codes`` have names.
 
     Columns group, particles, simulations, lit (share), predicted (mean probability), ece (expected
     calibration error), auc (of lit against dark simulations; empty where all are alike), nats (mean
@@ -58,8 +62,8 @@ def signal_scores(probability: NDArray[np.float64], trials: Trials) -> pd.DataFr
     # slow to import
     from sklearn.metrics import roc_auc_score  # noqa: PLC0415
 
-    named = {str(name): trials.pdg == code for name, code in PDG.items()}
-    others = ~np.any([*named.values()], axis=0)
+    named = {name: trials.pdg == code for name, code in codes.items()}
+    others = ~np.isin(trials.pdg, [*codes.values()])
     groups = {"all": np.ones(len(trials), np.bool_), **named, "others": others}
     rows = []
     for name, here in groups.items():

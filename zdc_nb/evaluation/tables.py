@@ -18,7 +18,7 @@ from zdc_nb.data.symbols import symbol
 from zdc_nb.evaluation.baselines import BASELINES, RESIMULATED
 from zdc_nb.evaluation.distances import DISTANCES
 from zdc_nb.evaluation.metrics import METRICS, SHAPE_METRICS, EvaluationError, require_finite
-from zdc_nb.params import DRAWN, SETUPS, SUBSETS
+from zdc_nb.params import DRAWN, SETUPS, order_subsets
 
 __all__ = [
     "CLASSIFIERS",
@@ -191,7 +191,11 @@ def relative_changes(evaluations: pd.DataFrame, baseline: str = "bs") -> pd.Data
         .agg(change=("change", "mean"), uncertainty=("uncertainty", _of_mean))
     )
     models = in_order(changes.index.get_level_values("model"))
-    order = [key for key in product(SUBSETS, models, METRICS) if key in changes.index]
+    order = [
+        key
+        for key in product(order_subsets(changes.index.get_level_values(0)), models, METRICS)
+        if key in changes.index
+    ]
     return require_finite(changes.loc[order].reset_index(), "change", "uncertainty")
 
 
@@ -218,7 +222,11 @@ def model_table(evaluations: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     groups = require_finite(every, "value").groupby(["subset", "model", "metric"])["value"]
     summary = groups.agg(["mean", "std", "count"]).rename(columns={"count": "runs"})
     models = in_order(every["model"])
-    order = [key for key in product(SUBSETS, models, _OF_MODELS) if key in summary.index]
+    order = [
+        key
+        for key in product(order_subsets(summary.index.get_level_values(0)), models, _OF_MODELS)
+        if key in summary.index
+    ]
     return summary.loc[order].reset_index()
 
 
@@ -255,7 +263,7 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     means = table.pivot(index=["subset", "model"], columns="metric", values="mean")
     means = means.reindex(columns=["AUC image", "AUC"]).dropna(how="all")
-    subsets = [name for name in SUBSETS if name in means.index.get_level_values("subset")]
+    subsets = order_subsets(means.index.get_level_values("subset"))
     rows = [
         (f"ZN, {symbol(subset)} (this study)", model, *means.xs((subset, model)))
         for subset in subsets[-1:]
@@ -320,7 +328,7 @@ def end_to_end_findings(table: pd.DataFrame) -> str:
 def _summary(
     evaluations: pd.DataFrame, models: Sequence[str], metrics: Sequence[str]
 ) -> pd.DataFrame:
-    subsets = [subset for subset in SUBSETS if (evaluations["subset"] == subset).any()]
+    subsets = order_subsets(evaluations["subset"])
     present = [model for model in models if (evaluations["model"] == model).any()]
     cell = ["subset", "model", "metric"]
     values = _with_seed(require_finite(evaluations, "value")).groupby([*cell, "seed"])["value"]

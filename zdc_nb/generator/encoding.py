@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zdc_nb.data.events import FEATURES, Conditioned, Events, impact_point
+from zdc_nb.data.events import FEATURES, Conditioned, Events, bend, impact_point
 from zdc_nb.detector import Detector, split_tree
 from zdc_nb.params import PreprocessingParams
 
@@ -45,6 +45,7 @@ __all__ = [
     "encode_responses",
     "flow_dim",
     "noised_from_flow",
+    "particle_conditions",
     "raw_conditions",
     "split_cells",
 ]
@@ -249,12 +250,12 @@ def channel_fractions(x: Tensor, params: PreprocessingParams, detector: Detector
 def raw_conditions(events: Conditioned, params: PreprocessingParams) -> NDArray[np.float64]:
     """(N, C) conditions before standardisation.
 
-    ``paper``: the nine features and the photon sum. ``impact``: these, the logarithms of energy
-    and photon sum, and the impact point as Gaussian radial basis functions on a grid over the
+    ``paper``: the detector's conditions of a particle (of the ZN the nine features) and the photon
+    sum. ``impact``: these, the logarithms of energy and photon sum, and the impact point as Gaussian radial basis functions on a grid over the
     face, so that a network need not build a fine function of position out of the ratio px / pz.
     """
     photons = events.photon_sum.astype(np.float64)[:, None]
-    columns = [events.features, photons]
+    columns = [particle_conditions(events.features, events.detector), photons]
     if params.conditions == "impact":
         energy = events.features[:, FEATURES.index("energy"), None]
         columns += [np.log1p(photons), np.log1p(energy)]
@@ -268,6 +269,38 @@ def raw_conditions(events: Conditioned, params: PreprocessingParams) -> NDArray[
         rbf = np.exp(-0.5 * ((point[:, :, None] - knots) / width) ** 2)
         columns.append((rbf[:, 1, :, None] * rbf[:, 0, None, :]).reshape(len(events), -1))
     return np.concatenate(columns, axis=1)
+
+
+def particle_conditions(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
+    """(N, K) what the detector's file names as conditions, of features (N, 9).
+
+    Beside the features ``pt`` (GeV), ``eta`` (pseudorapidity) and ``phi`` (rad); of those that are
+    scaled as ``log``, log(1 + value).
+    """
+    known = dict(zip(FEATURES, features.T, strict=True))
+    px, py, pz = (known[name] for name in ("px", "py", "pz"))
+    known["pt"] = np.hypot(px, py)
+    # a particle along the beam has no pseudorapidity; the angle is that of one micron over the way
+    least = np.maximum(known["pt"], 1e-6 * np.abs(pz) / detector.distance)
+    known["eta"] = np.arcsinh(pz / np.where(least > 0, least, 1.0))
+    known["phi"] = np.arctan2(py, px)
+    columns = [
+        np.log1p(np.maximum(known[name], 0.0)) if scale == "log" else known[name]
+        for name, scale in detector.conditions
+    ]
+    return np.column_stack(columns)
+
+
+def _fitted(
+    raw: NDArray[np.float64], detector: Detector
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and spread of raw conditions, the detector's first, each as its file says."""
+    mean, std = raw.mean(0), raw.std(0)
+    for column, (_, scale) in enumerate(detector.conditions):
+        if scale == "robust":
+            low, mean[column], high = np.percentile(raw[:, column], (16, 50, 84))
+            std[column] = (high - low) / 2
+    return mean, std
 
 
 @dataclass(frozen=True)
@@ -287,7 +320,7 @@ class ConditionScaler:
     def fit(cls, train: Events, params: PreprocessingParams) -> ConditionScaler:
         """Mean and standard deviation of the raw conditions of ``train``."""
         raw = raw_conditions(train, params)
-        return cls(*_standard(raw.mean(0), raw.std(0)))
+        return cls(*_standard(*_fitted(raw, train.detector)))
 
     @classmethod
     def fit_context(cls, train: Events) -> ConditionScaler:
@@ -296,7 +329,7 @@ class ConditionScaler:
         Of the slopes median and half the width of the middle 68%: a few particles fly far off.
         """
         raw = _raw_context(train)
-        mean, std = raw.mean(0), raw.std(0)
+        mean, std = _fitted(raw, train.detector)
         low, mean[-2:], high = np.percentile(raw[:, -2:], (16, 50, 84), axis=0)
         std[-2:] = (high - low) / 2
         return cls(*_standard(mean, std))
@@ -334,8 +367,9 @@ class ConditionScaler:
     def context(self, events: Conditioned) -> Tensor:
         """(N, C + 3) float32, what :class:`zdc_nb.flows.splitting.SplittingFlow` is told.
 
-        Nothing but the ten published numbers, nine features and the photon sum: these and their
-        logarithms, the side and the slopes, standardised, then the photon sum as it is.
+        Nothing but the detector's conditions (of the ZN the nine published features) and the photon
+        sum: these, logarithms of energy and sum, the side and the slopes, standardised, then the
+        photon sum as it is.
         """
         total = torch.from_numpy(events.photon_sum.astype(np.float32))
         return torch.cat([self._scale(_raw_context(events)), total[:, None]], 1)
@@ -369,8 +403,10 @@ def _raw_particle(features: NDArray[np.float64], detector: Detector) -> NDArray[
     along = np.maximum(np.abs(pz), 1e-6)  # GeV; pz = 0 never arrives
     # from the origin to where the particle arrives
     slope_x, slope_y = px / along + vx / detector.distance, py / along + vy / detector.distance
+    slope_x = slope_x + bend(features, detector)[:, None]
     own = [energy, np.log1p(energy), px, py, pz, mass, charge, np.sign(pz), slope_y, slope_x]
-    x, y = slope_x * detector.distance, slope_y * detector.distance - detector.crossing_offset
+    x = slope_x * detector.distance - detector.offset[0]
+    y = slope_y * detector.distance - detector.offset[1]
     height, width = detector.face
     places, edges = [], []
     for at, side in ((y, height), (x, width)):
@@ -392,11 +428,14 @@ def _standard(
 
 
 def _raw_context(events: Conditioned) -> NDArray[np.float64]:
-    """(N, C + 2): features, photon sum, logarithms, side; last py / abs(pz) and px / abs(pz)."""
+    """(N, C + 2): conditions, photon sum, logarithms, side; last the slopes along y and x, of what is
+    bent that of a straight flight to where it arrives."""
     photons = events.photon_sum.astype(np.float64)[:, None]
     energy, px, py, pz = (
         events.features[:, FEATURES.index(name), None] for name in ("energy", "px", "py", "pz")
     )
     along = np.maximum(np.abs(pz), 1e-6)  # GeV; pz = 0 never arrives
-    numbers = [events.features, photons, np.log1p(photons), np.log1p(energy), np.sign(pz)]
-    return np.concatenate([*numbers, py / along, px / along], axis=1)
+    own = particle_conditions(events.features, events.detector)
+    numbers = [own, photons, np.log1p(photons), np.log1p(energy), np.sign(pz)]
+    slope_x = px / along + bend(events.features, events.detector)[:, None]
+    return np.concatenate([*numbers, py / along, slope_x], axis=1)

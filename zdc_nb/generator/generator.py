@@ -365,13 +365,22 @@ class Generator:
 
 def _described(detector: Detector) -> dict[str, Any]:
     """All of a detector but its masks, as JSON has it."""
-    names = ("name", "shape", "pitch", "distance", "crossing_offset", "channels")
-    return {name: getattr(detector, name) for name in names}
+    names = ("name", "shape", "pitch", "distance", "offset", "channels")
+    more = ("deflection", "conditions", "species", "title")
+    return {name: getattr(detector, name) for name in (*names, *more)}
 
 
 def _detector_of(known: dict[str, Any], masks: NDArray[np.uint8]) -> Detector:
     shape = (int(known["shape"][0]), int(known["shape"][1]))
-    rest = {"channels": tuple(known["channels"]), "masks": masks.astype(np.bool_)}
+    rest: dict[str, Any] = {"channels": tuple(known["channels"]), "masks": masks.astype(np.bool_)}
+    if "crossing_offset" in known:  # of files that were written when there was the ZN alone
+        known = {key: value for key, value in known.items() if key != "crossing_offset"} | {
+            "offset": (0.0, known["crossing_offset"])
+        }
+    else:
+        rest["conditions"] = tuple((name, scale) for name, scale in known["conditions"])
+        rest["species"] = tuple(known["species"])
+    rest["offset"] = (float(known["offset"][0]), float(known["offset"][1]))
     return Detector(**known | {"shape": shape} | rest)
 
 

@@ -240,7 +240,7 @@ class _Particle:
     def impact(self) -> tuple[Var, Var]:
         """x and y of :func:`zdc_nb.data.events.impact_point`, (N, 1) m."""
         x, y = (op.mul(s, _real(self.detector.distance)) for s in (self.arrival_x, self.arrival_y))
-        return x, op.sub(y, _real(self.detector.crossing_offset))
+        return x, op.sub(y, _real(self.detector.offset[1]))
 
     @cached_property
     def own(self) -> Var:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ import uproot
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import (
-    PDG,
     Events,
     Split,
     Trials,
@@ -28,9 +28,10 @@ from zdc_nb.data.events import (
 )
 from zdc_nb.data.readers import find_files, in_order, read_events, read_parts
 from zdc_nb.data.root import MADE_WITH, read_digest, read_made_with, write_root
-from zdc_nb.data.simulation import SPECIES, VERSION, simulate, simulate_counted
+from zdc_nb.data.simulation import VERSION, model_of, simulate, simulate_counted
 from zdc_nb.data.validation import EventFileError, Tally
-from zdc_nb.params import Study, Subset, derive_seed, project_root
+from zdc_nb.detector import Detector, load_detector
+from zdc_nb.params import PDG, Study, Subset, derive_seed, project_root
 from zdc_nb.storage import checksum, exclusive, write_atomically
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "data_report",
     "kept_events",
     "new_particles",
+    "study_detector",
     "study_events",
     "study_split",
     "study_trials",
@@ -69,6 +71,26 @@ def _names(study: Study) -> list[str]:
     return [names[path] for path in in_order(list(names))]
 
 
+def study_detector(study: Study) -> Detector:
+    """The detector that the study is about."""
+    return load_detector(study.detector)
+
+
+_ZN_OF_BEFORE = "1be6ce2a5a9f0ad02a6fd9ed12085e67a52c4321eeac6d20255c2e133f7cff30"
+"""Checksum of the ZN's parameters when it was the only detector, and not part of an identity."""
+
+
+def _detector_identity(study: Study) -> dict[str, str]:
+    """A checksum of all that its file says; nothing of the ZN as it was, so that what was made of it
+    stays what it is."""
+    texts = {"name", "label", "title"}
+    content = study.detector_params.model_dump(mode="json", exclude=texts)
+    if content["simulation"] is not None:
+        content["simulation"]["primaries"].pop("per_collision")  # of events, not of responses
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {} if digest == _ZN_OF_BEFORE else {"detector": digest}
+
+
 def data_identity(study: Study) -> dict[str, Any]:
     """What makes a study's events what they are; made of what JSON has.
 
@@ -89,13 +111,14 @@ def data_identity(study: Study) -> dict[str, Any]:
         if study.data.split == "by_particle":
             identity["test_repeats"] = study.data.test_repeats
             identity["test_responses"] = _test_responses(study)
-        return identity
+        return identity | _detector_identity(study)
     return _identity(study, _files(study, _made_with(study) or {}))
 
 
 def _identity(study: Study, files: list[_File]) -> dict[str, Any]:
     rest = study.data.model_dump(include={"strict", "min_photons"})
-    return {"files": _of_each(files, "size", "sha256"), **rest, "reader": _READER}
+    of_files = {"files": _of_each(files, "size", "sha256"), **rest, "reader": _READER}
+    return of_files | _detector_identity(study)
 
 
 def _of_each(files: list[_File], *keys: str) -> list[dict[str, Any]]:
@@ -175,7 +198,7 @@ def study_events(study: Study, progress: bool = False) -> Events:
     """
     _make_ready(study, progress)
     try:
-        return read_events(_kept(study))
+        return read_events(_kept(study), detector=study_detector(study))
     except EventFileError as error:
         raise EventFileError(f"{error}; delete this file to have it made anew") from error
 
@@ -195,7 +218,7 @@ def kept_events(study: Study) -> Events:
         raise EventFileError(
             f"{path}: was made with other parameters or data than this study has now; {make}"
         )
-    return read_events(path)
+    return read_events(path, detector=study_detector(study))
 
 
 def study_trials(study: Study, subset: Subset) -> tuple[Trials, Trials, Trials] | None:
@@ -208,7 +231,9 @@ def study_trials(study: Study, subset: Subset) -> tuple[Trials, Trials, Trials] 
     _make_ready(study)
     with exclusive(study.artifacts / ".data.lock", f"the data of {study.name}"):
         _count_again(study)
-    parts = [part.of(subset) for part in _read_trials(_trials_file(study))[1]]
+    parts = [
+        part.of(subset, study_detector(study)) for part in _read_trials(_trials_file(study))[1]
+    ]
     shares = np.array(study.data.fractions)
     rng = np.random.default_rng(derive_seed(study.seed, "trials", subset))
     if len(parts) == 1:
@@ -314,7 +339,9 @@ def _count_again(study: Study) -> None:
         parts = [trials for _, trials in _simulate(study, False)]
     else:
         counted, empty = [], 0
-        for part in read_parts(data_files(study), Tally(study.data.strict)):
+        for part in read_parts(
+            data_files(study), Tally(study.data.strict), detector=study_detector(study)
+        ):
             photon_sum = part.photon_sum
             empty += int((photon_sum == 0).sum())
             lit = photon_sum >= study.data.min_photons
@@ -336,7 +363,10 @@ def _simulate(study: Study, progress: bool) -> list[tuple[Events, Trials]]:
 
     def run(responses: int, repeats: int, *labels: str) -> tuple[Events, Trials]:
         seed = derive_seed(study.seed, "simulation", *labels)
-        return simulate_counted(responses, repeats, data.min_photons, seed, progress, abundance)
+        detector = study_detector(study)
+        return simulate_counted(
+            responses, repeats, data.min_photons, seed, progress, abundance, detector
+        )
 
     if data.split == "by_response":
         return [run(data.responses, data.repeats)]
@@ -354,11 +384,15 @@ def new_particles(study: Study, subset: Subset, responses: int, repeats: int, se
     Light and abundances are the study's, whatever it makes of its data itself; of a single species
     that one alone is drawn. See :func:`zdc_nb.data.simulation.simulate`.
     """
+    detector = study_detector(study)
     if subset == "all":
         abundance = {PDG[species]: factor for species, factor in study.data.abundance.items()}
     else:
-        abundance = {kind.pdg: float(kind.pdg == PDG[subset]) for kind in SPECIES}
-    return simulate(responses, repeats, study.data.min_photons, seed, abundance=abundance)
+        species = model_of(detector).primaries.species
+        abundance = {kind.pdg: float(kind.pdg == PDG[subset]) for kind in species}
+    return simulate(
+        responses, repeats, study.data.min_photons, seed, abundance=abundance, detector=detector
+    )
 
 
 def _restamp(path: Path, made_with: str) -> None:
@@ -386,7 +420,7 @@ def _ingest(study: Study, path: Path, progress: bool) -> None:
 
     def bright() -> Iterator[Events]:
         nonlocal kept, empty
-        for part in read_parts(paths, tally, progress):
+        for part in read_parts(paths, tally, progress, study_detector(study)):
             photon_sum = part.photon_sum
             lit = photon_sum >= study.data.min_photons
             trials.append(Trials.count(part.pdg, part.features, lit))

@@ -30,6 +30,7 @@ from pydantic import JsonValue
 
 from zdc_nb.data.events import Conditions, Events, Split, Trials, from_vertex
 from zdc_nb.data.figures import save_figure
+from zdc_nb.detector import Detector
 from zdc_nb.evaluation import (
     Closure,
     baseline_draws,
@@ -83,7 +84,13 @@ from zdc_nb.study.artefacts import (
     trained_models,
 )
 from zdc_nb.study.counterpart import ParticlePart, particle_parts
-from zdc_nb.study.dataset import data_report, study_events, study_split, study_trials
+from zdc_nb.study.dataset import (
+    data_report,
+    study_detector,
+    study_events,
+    study_split,
+    study_trials,
+)
 from zdc_nb.study.stages import TABLE, Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
@@ -175,6 +182,11 @@ class Session:
         return choose_device(self.study.device).type
 
     # --- data ---
+
+    @property
+    def detector(self) -> Detector:
+        """What responds."""
+        return study_detector(self.study)
 
     @cached_property
     def events(self) -> Events:
@@ -350,8 +362,7 @@ class Session:
             nothing = pd.DataFrame(columns=["epoch", "step", "split", "term", "value"])
             nothing.attrs["training_seconds"] = 0.0
             return None, nothing
-        detector = self.events.detector
-        return train_signal(parts[0], parts[1], self.study, self.subset, detector, **options)
+        return train_signal(parts[0], parts[1], self.study, self.subset, self.detector, **options)
 
     @cached_property
     def trials(self) -> tuple[Trials, Trials, Trials] | None:
@@ -423,7 +434,7 @@ class Session:
         learned = [self.train_events.features]
         if self.study.signal is not None and self.trials is not None:
             learned.append(self.trials[0].features)
-        detector = self.events.detector
+        detector = self.detector
         vertex = surrogate.scaler.mean[1:4]
         domain = Domain.of(np.concatenate(learned), vertex, detector)
         generator = Generator(

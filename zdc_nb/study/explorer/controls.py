@@ -17,10 +17,9 @@ from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 from numpy.typing import NDArray
 
-from zdc_nb.data.simulation import BEAM_ENERGY
-from zdc_nb.detector import ZN, split_tree
+from zdc_nb.detector import split_tree
 from zdc_nb.params import UserError
-from zdc_nb.study.explorer.explorer import LEAST_ENERGY, SUMS, SYMBOLS, Explorer, View
+from zdc_nb.study.explorer.explorer import LEAST_ENERGY, SUMS, Explorer, View
 
 __all__ = ["LevelControls", "ResponseControls", "has_frontend", "show_levels", "show_responses"]
 
@@ -107,8 +106,9 @@ class ResponseControls:
         self.explorer = explorer
         particle = explorer.particle
         x, y = (1e3 * particle.impact).round(3)
-        half = math.floor(1e3 * ZN.face[1] / 2)
-        sign = SYMBOLS.get(particle.pdg)
+        height, width = (math.floor(1e3 * side / 2) for side in explorer.detector.face)
+        sign = explorer.symbols.get(particle.pdg)
+        most = explorer.largest_energy if explorer.symbols else LEAST_ENERGY * 1e3
         self.source = widgets.ToggleButtons(
             # of species that nobody can simulate there are test responses alone
             options=[("aim a particle", "aim")] * bool(explorer.species)
@@ -123,10 +123,10 @@ class ResponseControls:
             style=_STYLE,
         )
         self.energy = widgets.FloatLogSlider(
-            value=min(max(particle.energy, LEAST_ENERGY), BEAM_ENERGY),
+            value=min(max(particle.energy, LEAST_ENERGY), most),
             base=10,
             min=math.log10(LEAST_ENERGY),
-            max=math.log10(BEAM_ENERGY),
+            max=math.log10(most),
             step=0.001,
             readout_format=".0f",
             description="energy (GeV)",
@@ -144,7 +144,7 @@ class ResponseControls:
                 layout=_WIDE,
                 style=_STYLE,
             )
-            for value, name in ((x, "x (mm), right"), (y, "y (mm), up"))
+            for value, name, half in ((x, "x (mm), right", width), (y, "y (mm), up", height))
         )
         self.row = widgets.IntSlider(
             value=particle.row or 0,
@@ -234,7 +234,10 @@ class ResponseControls:
         try:
             if aims:
                 # the end of a logarithmic slider is rounded
-                species, energy = self.species.value, min(self.energy.value, BEAM_ENERGY)
+                species, energy = (
+                    self.species.value,
+                    min(self.energy.value, explorer.largest_energy),
+                )
                 explorer.particle = explorer.aim(species, energy, self.x.value, self.y.value)
             else:
                 explorer.particle = explorer.row(self.row.value)
@@ -261,7 +264,7 @@ class LevelControls:
         self.level = widgets.IntSlider(
             value=_FIRST_LEVEL,
             min=0,
-            max=int(split_tree(ZN.shape).depth.max()),
+            max=int(split_tree(explorer.detector.shape).depth.max()),
             description="cuts",
             layout={"width": "600px"},
         )

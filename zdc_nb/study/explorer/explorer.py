@@ -25,20 +25,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from zdc_nb.data.events import FEATURES, PDG, Conditions, Events, Split, from_vertex, impact_point
+from zdc_nb.data.events import FEATURES, Conditions, Events, Split, from_vertex, impact_point
 from zdc_nb.data.simulation import (
-    BEAM_ENERGY,
     DECAYS,
-    DIPOLE_END,
-    DIPOLE_START,
-    SPECIES,
     Particles,
     aim,
     decay_length,
+    model_of,
     respond,
 )
 from zdc_nb.data.symbols import symbol
-from zdc_nb.detector import ZN
+from zdc_nb.detector import Detector
 from zdc_nb.evaluation import dataset_sizes, meaning_warning
 from zdc_nb.evaluation.photon_sum import draw_sums
 from zdc_nb.generator.generator import Domain, ParticleError
@@ -46,6 +43,7 @@ from zdc_nb.generator.particle_models import PhotonSumModel, SignalModel, load_p
 from zdc_nb.generator.surrogate import Surrogate, load_surrogate
 from zdc_nb.hardware import choose_device, time_call
 from zdc_nb.params import (
+    PDG,
     ParameterError,
     Study,
     Subset,
@@ -55,7 +53,7 @@ from zdc_nb.params import (
     project_root,
 )
 from zdc_nb.study.artefacts import Artefact, MissingArtefactError, kind_of
-from zdc_nb.study.dataset import kept_events, study_split
+from zdc_nb.study.dataset import kept_events, study_detector, study_split
 from zdc_nb.study.explorer.figures import Batch, LevelsPicture, ResponsesPicture
 from zdc_nb.study.session import check_parameters
 from zdc_nb.study.status import is_complete
@@ -63,7 +61,6 @@ from zdc_nb.study.status import is_complete
 __all__ = [
     "LEAST_ENERGY",
     "SUMS",
-    "SYMBOLS",
     "Chosen",
     "Explorer",
     "View",
@@ -72,9 +69,6 @@ __all__ = [
     "open_explorer",
     "run_smoke",
 ]
-
-SYMBOLS: dict[int, str] = {kind.pdg: symbol(kind.pdg) for kind in SPECIES}
-"""The species of the simulation by their PDG codes, as they stand in a list to choose from."""
 
 SUMS = ("drawn", "simulated", "by hand")
 """Where the photon sums of generated responses come from: the study's photon-sum model, the simulated
@@ -205,10 +199,12 @@ def open_explorer(
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A particle that was chosen: PDG code, features (9,) and, of a test response, its row."""
+    """A particle that was chosen: PDG code, features (9,), the detector that it flies to and, of a
+    test response, its row."""
 
     pdg: int
     features: NDArray[np.float64]
+    detector: Detector
     row: int | None = None
 
     @property
@@ -219,14 +215,14 @@ class Chosen:
     @property
     def impact(self) -> NDArray[np.float64]:
         """(2,) m from the centre of the face, where a straight flight ends."""
-        point: NDArray[np.float64] = impact_point(self.features[None], ZN)[0]
+        point: NDArray[np.float64] = impact_point(self.features[None], self.detector)[0]
         return point
 
     @property
     def aimed(self) -> NDArray[np.float64]:
         """(2,) the same as row and column, in fibres."""
-        x, y = self.impact / ZN.pitch
-        row, column = ZN.face_centre
+        x, y = self.impact / self.detector.pitch
+        row, column = self.detector.face_centre
         return np.array([row - y, column + x])
 
 
@@ -334,6 +330,23 @@ class Explorer:
     # --- particles ---
 
     @cached_property
+    def detector(self) -> Detector:
+        """What responds."""
+        return study_detector(self.study)
+
+    @cached_property
+    def symbols(self) -> dict[int, str]:
+        """The species of the simulation by their PDG codes, as they stand in a list to choose from."""
+        simulation = self.detector.simulation
+        species = [] if simulation is None else simulation.primaries.species
+        return {kind.pdg: symbol(kind.pdg) for kind in species}
+
+    @property
+    def largest_energy(self) -> float:
+        """GeV, of an aimed particle."""
+        return model_of(self.detector).primaries.beam_energy
+
+    @cached_property
     def events(self) -> Events:
         """All events of the study, as they are kept."""
         return kept_events(self.study)
@@ -360,8 +373,8 @@ class Explorer:
 
     def _symbols(self, subsets: set[Subset]) -> list[str]:
         known = set().union(*({*self.split(s).train.pdg.tolist()} for s in subsets))
-        order = [*PDG.values(), *(kind.pdg for kind in SPECIES)]
-        return [SYMBOLS[pdg] for pdg in dict.fromkeys(order) if pdg in known]
+        order = [*self.detector.codes.values(), *self.symbols]
+        return [self.symbols[pdg] for pdg in dict.fromkeys(order) if pdg in known & {*self.symbols}]
 
     def aim(self, species: str | int, energy: float, x: float, y: float) -> Chosen:
         """A particle that would hit the face at a point, if it flew straight on all the way.
@@ -380,24 +393,35 @@ class Explorer:
         ParameterError
             naming the value and what was expected.
         """
-        pdg = _code_of(species)
-        least, most = LEAST_ENERGY, BEAM_ENERGY
+        pdg = self.code_of(species)
+        least, most = LEAST_ENERGY, self.largest_energy
         if not least <= energy <= most:
             raise ParameterError(f"energy: expected {least:g} to {most:g} GeV, got {energy:g}")
-        half = 1e3 * ZN.face[1] / 2
-        for name, value in (("x", x), ("y", y)):
+        height, width = (1e3 * side for side in self.detector.face)
+        for name, value, half in (("x", x, width / 2), ("y", y, height / 2)):
             if not abs(value) <= half:
                 raise ParameterError(
                     f"{name}: expected {-half:.4g} to {half:.4g} mm, a point of the face, got {value:g}"
                 )
-        found = aim(pdg, energy, (x / 1e3, y / 1e3))
-        return Chosen(pdg, found.features[0])
+        found = aim(pdg, energy, (x / 1e3, y / 1e3), self.detector)
+        return Chosen(pdg, found.features[0], self.detector)
+
+    def code_of(self, species: str | int) -> int:
+        """The PDG code of a symbol, of a data set's name, or of a code; ``ParameterError`` if none."""
+        by_name: dict[str, int] = {sign: pdg for pdg, sign in self.symbols.items()}
+        by_name |= {name: pdg for name, pdg in PDG.items() if pdg in self.symbols}
+        by_name |= {str(pdg): pdg for pdg in self.symbols}
+        found = by_name.get(str(species))
+        if found is None:
+            raise ParameterError(f"species: expected one of {', '.join(by_name)}, got {species!r}")
+        return found
 
     def row(self, number: int) -> Chosen:
         """The particle of a test response, counted from 0; ``ParameterError`` for none."""
         if not 0 <= number < len(self.rows):
             raise ParameterError(f"row: expected 0 to {len(self.rows) - 1}, got {number}")
-        return Chosen(int(self.rows.pdg[number]), self.rows.features[number], number)
+        pdg = int(self.rows.pdg[number])
+        return Chosen(pdg, self.rows.features[number], self.detector, number)
 
     # --- simulated ---
 
@@ -409,9 +433,9 @@ class Explorer:
         """
         rng = np.random.default_rng(derive_seed(self.study.seed, "explorer", self.seed))
         particle = Particles(np.array([self.particle.pdg], np.int32), self.particle.features[None])
-        kept, tried = np.empty((0, *ZN.shape), np.uint16), 0
+        kept, tried = np.empty((0, *self.detector.shape), np.uint16), 0
         while len(kept) < number and tried < _MOST_TRIES * number:
-            responses = respond(rng, particle, number)
+            responses = respond(rng, particle, number, self.detector)
             lit = np.flatnonzero(responses.sum(axis=(1, 2)) >= self.study.data.min_photons)
             lit = lit[: number - len(kept)]
             # of a chunk that is not needed whole, what comes after the last one was not looked at
@@ -483,7 +507,7 @@ class Explorer:
     def _asked(self, model: str) -> NDArray[np.float64]:
         """(1, 9) the particle as a model is told of it: from the vertex that it knows."""
         vertex = self._surrogate(model).scaler.mean[1:4]
-        return from_vertex(self.particle.features[None], vertex, ZN)
+        return from_vertex(self.particle.features[None], vertex, self.detector)
 
     def refusal(self, model: str) -> str:
         """Why a model is not asked about the particle; empty where it is."""
@@ -493,7 +517,7 @@ class Explorer:
             return f"It has not learned from {symbol(self.particle.pdg)}, so it is not asked."
         if model not in self._domains:
             vertex = self._surrogate(model).scaler.mean[1:4]
-            self._domains[model] = Domain.of(train.features, vertex, ZN)
+            self._domains[model] = Domain.of(train.features, vertex, self.detector)
         try:
             self._domains[model].check(self._asked(model))
         except ParticleError as error:
@@ -519,7 +543,9 @@ class Explorer:
                 f"sums: study {self.study.name!r} has no photon-sum model of {self.subset!r}: "
                 "expected 'simulated' or 'by hand'"
             )
-        distribution = model.distribution(np.repeat(self._asked(self.model), number, 0), ZN)
+        distribution = model.distribution(
+            np.repeat(self._asked(self.model), number, 0), self.detector
+        )
         sums: NDArray[np.int64] = draw_sums(
             distribution, derive_seed(self.study.seed, "sums", self.seed)
         )[0]
@@ -531,8 +557,8 @@ class Explorer:
         The same seed gives the same random numbers to every particle.
         """
         if len(sums) == 0:
-            return np.empty((0, *ZN.shape), np.uint16)
-        asked = Conditions(np.repeat(self._asked(model), len(sums), 0), sums, ZN)
+            return np.empty((0, *self.detector.shape), np.uint16)
+        asked = Conditions(np.repeat(self._asked(model), len(sums), 0), sums, self.detector)
         return self._surrogate(model).generate(asked, self.seed, len(sums))
 
     @property
@@ -558,22 +584,22 @@ class Explorer:
         if self.study.data.file is not None and particle.row is not None:
             shown = self.recorded(number)
             of_study, light = "recorded", f"{len(shown)} recorded responses"
-        elif particle.pdg in SYMBOLS:
+        elif particle.pdg in self.symbols:
             shown, tried = self.simulate(number)
             of_study, light = "simulated", self._light(len(shown), tried)
         else:
-            shown, of_study = np.empty((0, *ZN.shape), np.uint16), "simulated"
+            shown, of_study = np.empty((0, *self.detector.shape), np.uint16), "simulated"
             light = "the open simulation does not have this species"
-        simulated = Batch.of(of_study, shown, ZN)
+        simulated = Batch.of(of_study, shown, self.detector)
         refused = self.refusal(self.model)
-        drawn = np.empty((0, *ZN.shape), np.uint16)
+        drawn = np.empty((0, *self.detector.shape), np.uint16)
         if not refused:
             sums = self.photon_sums(number, simulated.photon_sum)
             if len(sums) == 0:
                 refused = "No simulated response has light to take the photon sum from."
             drawn = self.generate(self.model, sums)
         name = _short(self.models[self.model])
-        generated = Batch.of(name, drawn, ZN)
+        generated = Batch.of(name, drawn, self.detector)
         lines = (self._title(particle), f"{fate(particle)} {light}", self._how(refused))
         return View(particle, self.model, simulated, generated, lines, refused)
 
@@ -592,7 +618,7 @@ class Explorer:
         said = f"{shown} of {tried} simulations have {least} photons or more"
         model = self.signal_model
         if model is not None and not self.refusal(self.model):
-            chance = float(model.probability(self._asked(self.model), ZN)[0])
+            chance = float(model.probability(self._asked(self.model), self.detector)[0])
             said += f" ({shown / tried:.0%}; the signal model says {chance:.0%})"
         return said + "."
 
@@ -622,7 +648,7 @@ class Explorer:
     def draw(self, view: View, dpi: int = 72) -> bytes:
         """PNG of a view."""
         if dpi not in self._pictures:
-            self._pictures[dpi] = ResponsesPicture(ZN, self.study.data.min_photons, dpi)
+            self._pictures[dpi] = ResponsesPicture(self.detector, self.study.data.min_photons, dpi)
         batches = view.simulated, view.generated
         return self._pictures[dpi].draw(batches, view.particle.aimed, view.lines)
 
@@ -655,7 +681,7 @@ class Explorer:
     def levels_picture(self, response: NDArray[np.uint16], level: int, dpi: int = 72) -> bytes:
         """PNG of a response (R, K) after so many cuts."""
         if dpi not in self._level_pictures:
-            self._level_pictures[dpi] = LevelsPicture(ZN, dpi)
+            self._level_pictures[dpi] = LevelsPicture(self.detector, dpi)
         heading = (
             f"{self.levels_text(response)}; red: the next cuts, grey: the boxes that they leave"
         )
@@ -713,34 +739,24 @@ class Explorer:
 def fate(particle: Chosen) -> str:
     """What becomes of a particle on its way, in a sentence."""
     charge = particle.features[FEATURES.index("charge")]
-    length = decay_length(particle.pdg, particle.energy) if particle.pdg in SYMBOLS else np.inf
+    detector = particle.detector
     decays = particle.pdg in DECAYS
-    end = DIPOLE_START if charge else ZN.distance
+    length = decay_length(particle.pdg, particle.energy) if decays else np.inf
+    dipole = None if detector.simulation is None else detector.simulation.dipole
+    bent = bool(charge) and dipole is not None
+    swept = bent and detector.deflection is None
+    end = dipole[0] if swept and dipole is not None else detector.distance
     left = float(np.exp(-end / length))
-    if charge and decays:
-        return (
-            f"Charged: {left:.0%} reach the dipole ({DIPOLE_START:g} to {DIPOLE_END:g} m) and are "
-            "swept away, the others decay before."
-        )
-    if charge:
-        return (
-            f"Charged: the dipole ({DIPOLE_START:g} to {DIPOLE_END:g} m) sweeps it away, stray light "
-            "is left."
-        )
+    magnet = f"the dipole ({dipole[0]:g} to {dipole[1]:g} m)" if dipole is not None else ""
+    if swept and decays:
+        return f"Charged: {left:.0%} reach {magnet} and are swept away, the others decay before."
+    if swept:
+        return f"Charged: {magnet} sweeps it away, stray light is left."
     if decays:
         return f"It decays after {length:.3g} m on average: {left:.0%} reach the face as they were aimed."
+    if bent:
+        return f"Charged: {magnet} bends it, which its aim takes into account."
     return "It flies straight to the face."
-
-
-def _code_of(species: str | int) -> int:
-    """The PDG code of a symbol, of a data set's name, or of a code."""
-    by_name: dict[str, int] = {sign: pdg for pdg, sign in SYMBOLS.items()}
-    by_name |= {str(name): pdg for name, pdg in PDG.items()}
-    by_name |= {str(pdg): pdg for pdg in SYMBOLS}
-    found = by_name.get(str(species))
-    if found is None:
-        raise ParameterError(f"species: expected one of {', '.join(by_name)}, got {species!r}")
-    return found
 
 
 def _name_of(found: Artefact) -> str:
