@@ -30,7 +30,7 @@ from zdc_nb.data.simulation import (
     simulate_again,
     two_body_decay,
 )
-from zdc_nb.detector import ZN
+from zdc_nb.detector import ZN, load_detector
 
 Array = NDArray[np.float64]
 
@@ -471,3 +471,23 @@ def test_what_cannot_be_simulated_again_is_refused(tiny: Events) -> None:
     )
     with pytest.raises(ValueError, match="no open simulation of the detector ZP"):
         simulate_again(elsewhere, 1, 0, seed=1)
+
+
+def test_a_magnet_bends_once() -> None:
+    """Wherever protons are aimed, those that do not interact on the way arrive there."""
+    zp = load_detector("zp")
+    protons = [
+        simulation.aim(2212, energy, (x, y), zp)
+        for energy in (2500.0, 2700.0, 2900.0)
+        for x in np.linspace(-0.1, 0.1, 9)
+        for y in np.linspace(-0.05, 0.05, 5)
+    ]
+    particles = Particles(
+        np.concatenate([p.pdg for p in protons]), np.concatenate([p.features for p in protons])
+    )
+    rng = np.random.default_rng(1)
+    arrived, _ = simulation._transport(rng, simulation._primary_rays(particles, 20), zp)
+    share = np.bincount(arrived.response // 20, minlength=len(protons)) / 20
+    assert share.min() > 0.5
+    expected = impact_point(particles.features, zp)[arrived.response // 20] + zp.offset
+    np.testing.assert_allclose(arrived.position[:, :2], expected, atol=1e-9)

@@ -357,11 +357,14 @@ def _fly(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> tuple
 
 def _deflect(rays: Rays, detector: Detector) -> Rays:
     """Rays in the magnet with the transverse momentum that brings them to where they belong."""
-    z = rays.position[:, 2]
+    start, end = model_of(detector).dipole or (0.0, 0.0)
+    position = rays.position.copy()
+    # flown there in floating point some are a little before it, and would be bent again
+    position[:, 2] = z = (start + end) / 2
     charge = _look_up(rays.pdg)[1]
     momentum = rays.momentum.copy()
     momentum[:, 1] += (detector.deflection or 0.0) * charge / (detector.distance - z)
-    return Rays(rays.response, rays.pdg, rays.position, momentum)
+    return Rays(rays.response, rays.pdg, position, momentum)
 
 
 def _transport(rng: np.random.Generator, rays: Rays, detector: Detector = ZN) -> tuple[Rays, Rays]:
