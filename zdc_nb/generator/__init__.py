@@ -2,7 +2,9 @@
 
 from zdc_nb.generator.encoding import (
     ConditionScaler,
+    centre_in_flow,
     channel_fractions,
+    channels_and_centre,
     decode_responses,
     encode_responses,
     flow_dim,
@@ -27,7 +29,9 @@ __all__ = [
     "DivergenceError",
     "Surrogate",
     "binomial_nats",
+    "centre_in_flow",
     "channel_fractions",
+    "channels_and_centre",
     "decode_responses",
     "density_nats",
     "divergence_from_teacher",

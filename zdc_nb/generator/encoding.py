@@ -39,7 +39,9 @@ from zdc_nb.params import PreprocessingParams
 
 __all__ = [
     "ConditionScaler",
+    "centre_in_flow",
     "channel_fractions",
+    "channels_and_centre",
     "counts_from_noised",
     "decode_responses",
     "encode_responses",
@@ -220,15 +222,59 @@ def split_cells(photons: NDArray[Any], detector: Detector) -> NDArray[np.float64
     return np.log(1 / (n + 1) - 2 * _MARGIN)
 
 
+# --- What a loss sees of the light ---
+
+
 def channel_fractions(x: Tensor, params: PreprocessingParams, detector: Detector) -> Tensor:
     """(N, C) shares of the light in the detector's channels, differentiable, of x in flow space.
 
     In split coordinates a box's share is the product of t, or 1 - t, on the way to it.
     """
-    masks = torch.tensor(detector.masks.reshape(-1, detector.dim)).to(x)
+    return _fibre_shares(x, params, detector) @ _masks(detector).to(x).T
+
+
+def channels_and_centre(x: Tensor, params: PreprocessingParams, detector: Detector) -> Tensor:
+    """(N, C + 2): as :func:`channel_fractions`, and row and column (fibre units) of the light's centre.
+
+    In the coordinates ``fibres`` the noise is part of the light, see :func:`centre_in_flow`. In split
+    coordinates t is on average (l + 1/2) / (n + 1) and not l / n, which moves the centre of few photons
+    inwards, by about one part in their number.
+    """
+    places = torch.from_numpy(np.indices(detector.shape).reshape(2, -1)).to(x)
+    read = torch.cat([_masks(detector).to(x), places])
+    return _fibre_shares(x, params, detector) @ read.T
+
+
+def centre_in_flow(
+    centre: NDArray[np.float64],
+    photon_sum: NDArray[Any],
+    params: PreprocessingParams,
+    detector: Detector,
+) -> NDArray[np.float64]:
+    r"""(N, 2) where :func:`channels_and_centre` has the centre of responses, on average over the noise.
+
+    Of the true ``centre`` (N, 2) of the photons and the ``photon_sum`` (N,) N: the same in split
+    coordinates; with the noise :math:`\nu` of D fibres nearer to the middle of the face, by the factor
+    :math:`N / (N + \nu D / 2) \cdot (1 - 2\alpha) / (1 + (D - 2) \alpha)`.
+    """
+    if params.coordinates == "splits":
+        return centre
+    noise, alpha = _fibre_values(params)
+    total, dim = photon_sum.astype(np.float64)[:, None], detector.dim
+    share = total / (total + noise * dim / 2) * (1 - 2 * alpha) / (1 + (dim - 2) * alpha)
+    middle = np.array(detector.face_centre)
+    return middle + share * (centre - middle)
+
+
+def _masks(detector: Detector) -> Tensor:
+    return torch.tensor(detector.masks.reshape(-1, detector.dim))
+
+
+def _fibre_shares(x: Tensor, params: PreprocessingParams, detector: Detector) -> Tensor:
+    """(N, D) shares of the light in the fibres."""
     if params.coordinates == "fibres":
         light = torch.sigmoid(x)
-        return (light / light.sum(1, keepdim=True)) @ masks.T
+        return light / light.sum(1, keepdim=True)
     tree = split_tree(detector.shape)
     shares, boxes = x.new_ones(len(x), 1), [x.new_ones(len(x), 1)]
     begin = 0  # the first box of this depth
@@ -241,7 +287,7 @@ def channel_fractions(x: Tensor, params: PreprocessingParams, detector: Detector
         shares = halves.flatten(1)
         boxes.append(shares)
     fibres = torch.from_numpy(tree.fibre).to(x.device)
-    return torch.cat(boxes, 1).index_select(1, fibres) @ masks.T
+    return torch.cat(boxes, 1).index_select(1, fibres)
 
 
 # --- Conditions ---

@@ -58,13 +58,19 @@ Species = str
 Subset = str
 """A data set: a species, or ``all``."""
 
-Setup = Literal["bs", "bs+ch", "bs+div", "bs+ch+div"]
+Setup = Literal[
+    "bs", "bs+ch", "bs+div", "bs+ch+div", "bs+ctr", "bs+ctr+div", "bs+ch+ctr", "bs+ch+ctr+div"
+]
 
 SUBSETS: tuple[Subset, ...] = ("n", "lambda", "k0s", "sigma+", "all")
 """The five data sets of the paper, in the order of its Table 1."""
 
-SETUPS: tuple[Setup, ...] = ("bs", "bs+div", "bs+ch", "bs+ch+div")
-"""The four distillation setups of the paper, in the order of its Table 1."""
+SETUPS: tuple[Setup, ...] = (
+    *("bs", "bs+div", "bs+ch", "bs+ch+div"),
+    *("bs+ctr", "bs+ctr+div", "bs+ch+ctr", "bs+ch+ctr+div"),
+)
+"""The distillation setups: the four of the paper in the order of its Table 1, then the same with the
+centre loss."""
 
 DRAWN = "+N"
 """How the name of a model ends whose photon sum is drawn, too, instead of given."""
@@ -280,6 +286,23 @@ class StudentParams(_TrainingParams):
     )
     diversity_epsilon: PositiveFloat = Field(description="epsilon of eq. 3")
     diversity_mean_one: bool = Field(description="rescale the weights of eq. 3 to mean 1")
+    centre_weight: PositiveFloat | None = Field(
+        description="weight of the centre loss; null where no setup has it"
+    )
+    centre_offset: Literal["given", "learned"] | None = Field(
+        description="of the centre loss: given, the detector's alone; learned, and by how much "
+        "training responses lie off it; null where no setup has it"
+    )
+
+    @model_validator(mode="after")
+    def _centre_is_whole(self) -> StudentParams:
+        if (self.centre_weight is None) != (self.centre_offset is None):
+            expected = "null" if self.centre_weight is None else "given or learned"
+            raise ValueError(
+                f"centre_offset: expected {expected}, centre_weight is "
+                f"{'null' if self.centre_weight is None else 'a number'}"
+            )
+        return self
 
 
 class Variant(Section):
@@ -386,6 +409,7 @@ class Study(Section):
             raise ValueError(f"seeds: expected each number once, got {self.seeds}")
         for name in self.variants:
             self._check_variant(name)
+        self._check_centre_loss()
         if self.speed.subset not in self.subsets:
             raise ValueError(f"speed.subset: {self.speed.subset!r} is not among the subsets")
         if self.speed.setup not in self.setups:
@@ -452,6 +476,24 @@ class Study(Section):
         if name.endswith(DRAWN):
             raise ValueError(f"variants: {name!r} ends in {DRAWN}, as a model whose sum is drawn")
         self._student_of_variant(name)
+
+    def _check_centre_loss(self) -> None:
+        """Who has the centre loss has its weight, and a weight is there for someone."""
+        having = {name: "ctr" in self.student_of(name)[0].split("+") for name in self.students}
+        for name in (name for name, has in having.items() if has):
+            if self.student_of(name)[1].centre_weight is None:
+                key = f"variants.{name}.student" if name in self.variants else "student"
+                raise ValueError(
+                    f"{key}.centre_weight: expected a number above 0, {name} has the centre loss"
+                )
+        if self.student.centre_weight is not None and not any(having.values()):
+            raise ValueError("student.centre_weight: expected null, no setup has the centre loss")
+        for name, variant in self.variants.items():
+            if variant.student.get("centre_weight") is not None and not having[name]:
+                raise ValueError(
+                    f"variants.{name}.student.centre_weight: expected null, the setup "
+                    f"{variant.setup} has no centre loss"
+                )
 
     @property
     def artifacts(self) -> Path:

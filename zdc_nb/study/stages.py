@@ -332,8 +332,8 @@ def values_of(
     """The parameters that a kind of stage, for one subset, depends on, and the data's identity.
 
     Those of what they need among them; of parameters by subset only that subset's; of a variant
-    its own values of the section ``student``, and the setup that it is of. A training other than
-    the first has its ``seed``.
+    its own values of the section ``student``, and the setup that it is of. What belongs to the centre
+    loss only where there is one. A training other than the first has its ``seed``.
     """
     from zdc_nb.study.dataset import data_identity  # noqa: PLC0415 - it reads files: slow to import
 
@@ -349,6 +349,11 @@ def values_of(
         study = study.model_copy(update={"student": student})
         special["setup"] = terms
     values = _parameters(study, sections, subset) | special
+    reads_centre = setup is None or "ctr" in study.student_of(setup)[0].split("+")
+    if "student" in values and not (reads_centre and study.student.centre_weight):
+        # only where it is read, so that what was trained without it stays what it is
+        for key in ("centre_weight", "centre_offset"):
+            values["student"].pop(key)
     # what the files hold, not how they are named
     values["data"].pop("file")
     return values | {"source": data_identity(study)}

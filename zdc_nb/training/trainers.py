@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zdc_nb.data.events import Events, Trials
+from zdc_nb.data.expected import expected_centre, learned_offset
 from zdc_nb.detector import Detector, diversity_weights, shower_centre
 from zdc_nb.flows.initialise import (
     start_from_centres,
@@ -21,7 +22,13 @@ from zdc_nb.flows.initialise import (
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.flows.particle_nets import PhotonSumNetwork, SignalNetwork
 from zdc_nb.flows.splitting import SplittingFlow
-from zdc_nb.generator.encoding import ConditionScaler, channel_fractions, flow_dim
+from zdc_nb.generator.encoding import (
+    ConditionScaler,
+    centre_in_flow,
+    channel_fractions,
+    channels_and_centre,
+    flow_dim,
+)
 from zdc_nb.generator.particle_models import PhotonSumModel, SignalModel
 from zdc_nb.generator.surrogate import Surrogate
 from zdc_nb.hardware import choose_device
@@ -35,7 +42,7 @@ from zdc_nb.training.checkpoints import (
     Checkpoint,
 )
 from zdc_nb.training.loop import Counted, Encoded, Fit, mean_over
-from zdc_nb.training.losses import combined_loss, distillation_terms
+from zdc_nb.training.losses import Aim, combined_loss, distillation_terms
 from zdc_nb.training.tracking import Tracker
 
 __all__ = [
@@ -144,10 +151,11 @@ def distil_student(
     """Distil a frozen teacher into a student: a setup, or a variant of the study.
 
     The loss is the sum of the six squared differences, with ``+ch`` also ``channel_weight`` times
-    the channel loss (eq. 2). With ``+div`` each sample's whole loss is multiplied by the weight
-    of its particle (eq. 3). The latent loop takes the conditions of the same batch. All terms are
-    logged in every setup, unweighted, so that setups can be compared; ``loss`` is what was
-    minimised. The validation loss is not weighted by diversity.
+    the channel loss (eq. 2), with ``+ctr`` also ``centre_weight`` times the centre loss
+    (:mod:`zdc_nb.data.expected`). With ``+div`` each sample's whole loss is multiplied by the weight
+    of its particle (eq. 3). The latent loop takes the conditions of the same batch. All terms but the
+    centre loss are logged in every setup, unweighted, so that setups can be compared; ``loss`` is
+    what was minimised. The validation loss is not weighted by diversity.
 
     The teacher is frozen in place. The rest is as in :func:`train_teacher`.
     """
@@ -171,19 +179,33 @@ def distil_student(
         )
     data = Encoded(train, teacher.scaler, study.preprocessing, device)
     held_out = Encoded(validation, teacher.scaler, study.preprocessing, device)
+    aims: dict[Encoded, Aim] = {}
+    if "ctr" in terms.split("+"):
+        offset = learned_offset(train) if params.centre_offset == "learned" else (0.0, 0.0)
+        aims[data] = _aim_of(train, study.preprocessing, offset)
+        aims[held_out] = _aim_of(validation, study.preprocessing, offset)
+        print(
+            f"centre loss: offset of {offset[0]:.3g} rows and {offset[1]:.3g} columns "
+            f"({params.centre_offset}); mean weight of a response {aims[data].weight.mean():.3g}",
+            flush=True,
+        )
 
     def shares_of(x: Tensor) -> Tensor:
-        return channel_fractions(x, study.preprocessing, train.detector)
+        shares = channels_and_centre if aims else channel_fractions
+        return shares(x, study.preprocessing, train.detector)
 
     def terms_of(
         data: Encoded, indices: Tensor, generator: torch.Generator, weights: Tensor
     ) -> dict[str, Tensor]:
         x, condition = data(indices, generator)
         z = torch.randn(x.shape, generator=generator).to(device)
-        terms = distillation_terms(teacher_flow, student, x, z, condition, shares_of)
+        aim = _some(aims[data], indices, device) if aims else None
+        terms = distillation_terms(teacher_flow, student, x, z, condition, shares_of, aim)
         if params.channel_unit == "photons":
             terms["channel"] = terms["channel"] * data.photon_sums[indices].square().to(device)
-        loss = combined_loss(terms, weights[indices].to(device), channel_weight)
+        loss = combined_loss(
+            terms, weights[indices].to(device), channel_weight, params.centre_weight or 0.0
+        )
         return {"loss": loss, **{name: term.mean() for name, term in terms.items()}}
 
     even = torch.ones(len(validation))
@@ -205,6 +227,21 @@ def distil_student(
         track,
     )
     return Surrogate(student, study.flow, teacher.scaler, study.preprocessing), history
+
+
+def _aim_of(events: Events, params: PreprocessingParams, offset: tuple[float, float]) -> Aim:
+    """Where the light of events should be in flow space, with the noise that is part of it there."""
+    centre, weight = expected_centre(events.pdg, events.features, events.detector, offset)
+    seen = centre_in_flow(centre, events.photon_sum, params, events.detector)
+    return Aim(
+        torch.from_numpy(seen.astype(np.float32)),
+        torch.from_numpy(weight.astype(np.float32)),
+        float(max(events.detector.shape)),
+    )
+
+
+def _some(aim: Aim, indices: Tensor, device: torch.device) -> Aim:
+    return Aim(aim.centre[indices].to(device), aim.weight[indices].to(device), aim.side)
 
 
 # --- Splitting flow -----------------------------------------------------------------------------
