@@ -161,7 +161,7 @@ def test_a_figure_is_written_and_shown(tmp_path: Path) -> None:
         columns=["model", "device", "batch", "ms_per_sample", "runs"],
     )
     text = "Time by batch size, for Λ and n̄; less is better."
-    shown = save_figure(figures.speed_figure(speed), path, text)
+    shown = save_figure(figures.speed_figure(speed, published=True), path, text)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert shown.data == path.read_bytes()
     _, metadata = shown._repr_mimebundle_()
@@ -496,7 +496,7 @@ def test_likeness_findings_without_a_floor_or_a_classifier_claim_nothing() -> No
 
 
 def test_auc_of_others_is_marked_as_of_another_detector() -> None:
-    table = auc_table(likeness_of(LIKENESS))
+    table = auc_table(likeness_of(LIKENESS), "ZN")
     ours = table[table["detector"] == "ZN, n (this study)"].set_index("model")
     assert list(ours.index) == ["reference+sum", "teacher", "splitting"]
     assert ours.loc["splitting", "low_level"] == pytest.approx(0.57)
@@ -508,7 +508,7 @@ def test_auc_of_others_is_marked_as_of_another_detector() -> None:
     best = others.set_index("model").loc["CaloDREAM"]
     assert (best["low_level"], best["high_level"]) == (0.531, 0.521)
     # where nothing could be classified, the others are left
-    nothing = auc_table(likeness_of({"teacher": {"FPD": [1.0, 2.0]}}))
+    nothing = auc_table(likeness_of({"teacher": {"FPD": [1.0, 2.0]}}), "ZN")
     assert nothing["detector"].tolist() == others["detector"].tolist()
 
 

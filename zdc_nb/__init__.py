@@ -1,4 +1,4 @@
-"""Normalizing flows for the fast simulation of ALICE's neutron Zero Degree Calorimeter.
+"""Normalizing flows for the fast simulation of calorimeters, first of all ALICE's neutron ZDC.
 
 The rooms in the order in which data flows; each imports only from those before it, and those with
 a ``|`` between them know nothing of each other:

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "export-onnx",
         help="write what o2-sim loads",
         description="Write the ONNX models of the neutron ZDC that ALICE's o2-sim loads, their files "
-        "of scales and the settings to copy.",
+        "of scales and the settings to copy. The generator has to be one of the neutron ZDC.",
     )
     export.add_argument("--model", type=Path, required=True, help="generator, .safetensors")
     export.add_argument("--out", type=Path, required=True, help="folder")

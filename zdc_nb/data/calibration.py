@@ -1,4 +1,4 @@
-"""How well events match the published facts about the private ZN set.
+"""How well events match the published facts about the private ZN set, the only one of which there are any.
 
 The facts are ``published/zn_marginals.json``: figures of an *unfiltered* set (511 810 responses,
 empty ones among them), of one *filtered* for training, the shares of four species, and ten single
@@ -40,6 +40,7 @@ from particle import Particle
 
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.simulation import Particles, respond, simulate
+from zdc_nb.detector import ZN, Detector, load_detector
 from zdc_nb.params import Study, derive_seed
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "calibration_sample",
     "calibration_table",
     "example_table",
+    "has_published",
     "published_facts",
 ]
 
@@ -116,6 +118,11 @@ def _compare(
     }
 
 
+def has_published(detector: Detector) -> bool:
+    """Whether something is published that data of a detector can be held against: of the ZN alone."""
+    return detector == ZN
+
+
 @cache
 def published_facts() -> dict[str, Any]:
     """The content of ``published/zn_marginals.json``; its units are in its ``comment``."""
@@ -128,9 +135,10 @@ def calibration_sample(study: Study) -> Events:
     """An unfiltered sample of the open simulation: many particles, each simulated once.
 
     A study's own events are too few particles, of many repeats each, to tell a fault of the
-    simulation from chance. Seeded by the study.
+    simulation from chance. Seeded by the study; of its detector.
     """
-    return simulate(SAMPLE, 1, 0, derive_seed(study.seed, "calibration"))
+    seed = derive_seed(study.seed, "calibration")
+    return simulate(SAMPLE, 1, 0, seed, detector=load_detector(study.detector))
 
 
 def calibration_table(filtered: Events, unfiltered: Events | None = None) -> pd.DataFrame:
@@ -152,8 +160,11 @@ def calibration_table(filtered: Events, unfiltered: Events | None = None) -> pd.
     Raises
     ------
     ValueError
-        where a set of events is empty, or none of ``unfiltered`` has light.
+        where a set of events is empty, or none of ``unfiltered`` has light; and of another detector
+        than the ZN, about which nothing is published.
     """
+    if not has_published(filtered.detector):
+        raise ValueError(f"calibration: nothing is published about the {filtered.detector.name}")
     if len(filtered) == 0:
         raise ValueError("calibration: expected at least one filtered response")
     facts = published_facts()
@@ -253,7 +264,7 @@ def _quartiles(
 
 
 def example_table(seed: int) -> pd.DataFrame:
-    """The ten published single responses, each beside many simulations of its particle.
+    """The ten published single responses of the ZN, each beside many simulations of its particle.
 
     The vertex is not published and set to 0; momenta are rounded to six decimals, so that the
     energy is taken as it stands.

@@ -22,10 +22,11 @@ from pandas.io.formats.style import Styler
 from particle import InvalidParticle, Particle, ParticleNotFound
 from scipy.spatial import cKDTree
 
-from zdc_nb.data.calibration import published_facts
+from zdc_nb.data.calibration import has_published, published_facts
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.symbols import drawn_symbol
-from zdc_nb.detector import ZN, diversity
+from zdc_nb.detector import diversity
+from zdc_nb.params import PDG
 from zdc_nb.storage import write_atomically
 
 __all__ = [
@@ -46,9 +47,6 @@ __all__ = [
 ]
 
 OTHER = "all others"
-SHOWN = (22, 2112, 3122, 310, 3222)
-"""PDG codes in :func:`repeats_figure`: the photon, for its steadiness, and the paper's subsets."""
-
 LEADING = 5
 """Species that spectra show apart; the rest is one line."""
 
@@ -131,12 +129,13 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
 def repeats_figure(events: Events, count: int) -> Figure:
     """Several responses to one and the same particle, a row for each of some species.
 
-    The species are :data:`SHOWN`, as far as there are responses to them, or else the most frequent
-    one. Of each it is the particle of the largest f_div, where the repeats differ most; of its
+    The species are the photon, for its steadiness, and those that are a data set of their own, as
+    far as there are responses to them, or else the most frequent one. Of each it is the particle of the largest f_div, where the repeats differ most; of its
     responses, up to ``count`` at even ranks of the photon sum, from the dimmest to the brightest.
     """
     codes, frequency = np.unique(events.pdg, return_counts=True)
-    species = [pdg for pdg in SHOWN if pdg in codes] or [int(codes[frequency.argmax()])]
+    shown = dict.fromkeys((PDG["gamma"], *events.detector.codes.values()))
+    species = [pdg for pdg in shown if pdg in codes] or [int(codes[frequency.argmax()])]
     rows = [_repeats(events, pdg, count) for pdg in species]
     figure = Figure(figsize=(2.3 * count + 1.4, 2.5 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
@@ -190,12 +189,9 @@ def species_table(events: Events) -> pd.DataFrame:
     """One row for each species, the most frequent first.
 
     Columns: pdg, name, mass (MeV), charge (e), particles (unique ones), responses, fraction,
-    published (fraction, where published), energy_mean (GeV), photons_median, f_div_median
+    published (fraction, where published; of the ZN alone), energy_mean (GeV), photons_median, f_div_median
     (photons, over particles with at least two responses).
     """
-    facts = published_facts()["paper_2512.20346"]["fraction_by_species"]
-    codes = events.detector.codes if events.detector == ZN else {}
-    published = {pdg: facts[subset] for subset, pdg in codes.items()}
     groups = group_table(events)
     frame = pd.DataFrame(
         {
@@ -217,7 +213,10 @@ def species_table(events: Events) -> pd.DataFrame:
     table.insert(0, "name", [_name(int(str(pdg))) for pdg in table.index])
     table.insert(3, "particles", groups.groupby("pdg").size())
     table.insert(5, "fraction", table["responses"] / len(events))
-    table.insert(6, "published", table.index.map(published).astype(float))
+    if has_published(events.detector):
+        facts = published_facts()["paper_2512.20346"]["fraction_by_species"]
+        published = {pdg: facts[subset] for subset, pdg in events.detector.codes.items()}
+        table.insert(6, "published", table.index.map(published).astype(float))
     table["f_div_median"] = repeated.groupby("pdg")["f_div"].median()
     return table.sort_values("responses", ascending=False, kind="stable").reset_index()
 
@@ -262,8 +261,7 @@ def spectra_figure(events: Events) -> Figure:
 
 
 def light_figure(unfiltered: Events, min_photons: int) -> Figure:
-    """Photon sums of the open simulation before the filter, with the published figures."""
-    facts = published_facts()["neutron_responses_unfiltered_511810"]
+    """Photon sums of the open simulation before the filter, of the ZN with the published figures."""
     photons = unfiltered.photon_sum[unfiltered.photon_sum > 0]
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axis = figure.subplots()
@@ -272,10 +270,13 @@ def light_figure(unfiltered: Events, min_photons: int) -> Figure:
     density = np.histogram(photons, edges)[0] / np.diff(np.log(edges))
     name = f"simulated: {len(photons)} responses with light"
     axis.stairs(density, edges, fill=True, color="0.8", label=name)
-    lines = (
-        ("simulated", np.quantile(photons, (0.25, 0.5, 0.75)), "black", "-"),
-        ("published", facts["photon_sum_of_nonzero_quartiles"], "#d55e00", "--"),
-    )
+    title = "Light before the filter: open simulation"
+    lines = [("simulated", np.quantile(photons, (0.25, 0.5, 0.75)), "black", "-")]
+    if has_published(unfiltered.detector):
+        facts = published_facts()["neutron_responses_unfiltered_511810"]
+        quartiles = np.array(facts["photon_sum_of_nonzero_quartiles"])
+        lines.append(("published", quartiles, "#d55e00", "--"))
+        title += " and published quartiles"
     for name, quartiles, colour, line in lines:
         text = ", ".join(f"{value:.0f}" for value in quartiles)
         for k, value in enumerate(quartiles):
@@ -288,7 +289,7 @@ def light_figure(unfiltered: Events, min_photons: int) -> Figure:
     axis.set_ylabel("responses per unit of ln s")
     axis.set_xlim(edges[0], edges[-1])
     axis.set_ylim(top=1.5 * axis.get_ylim()[1])
-    axis.set_title("Light before the filter: open simulation and published quartiles")
+    axis.set_title(title)
     axis.legend(fontsize=9, loc="upper left", framealpha=1)
     return figure
 

@@ -28,6 +28,8 @@ __all__ = ["HEADER", "is_table", "read_text"]
 
 HEADER = "Detector,Pdg,Energy,Vx,Vy,Vz,Px,Py,Pz,PhotonSum"
 
+_LETTERS = ("N", "P")
+
 _COLUMNS = HEADER.count(",") + 1
 _BYTES = 2**23
 """Bytes of images read at once, some 2000 responses."""
@@ -38,11 +40,16 @@ def read_text(
 ) -> Iterator[Events]:
     """The events of a pair of texts, some at a time; ``bar`` goes on by bytes of images.
 
-    Raises :class:`EventFileError`; lines are counted from 1 and, among the rows that are
-    responses, rows from 0.
+    Raises :class:`EventFileError`, also for a detector that O2 does not write; lines are counted from
+    1 and, among the rows that are responses, rows from 0.
     """
     start = 0
     letter = detector.name[-1]
+    if letter not in _LETTERS:
+        raise EventFileError(
+            f"{particles}: O2's texts hold responses of the ZN and the ZP, expected another format "
+            f"for the {detector.name}"
+        )
     with _Table(particles, letter) as table:
         for lit, fibre, counts, size in _images(images, detector):
             rows = Rows(particles, start, len(lit), tally, detector)
@@ -126,7 +133,10 @@ class _Table:
         while len(lines) < count and (line := self._next_line()):
             if line.isspace():
                 continue
-            if not line.startswith(("N,", "P,")) or line.count(",") != _COLUMNS - 1:
+            if (
+                not line.startswith(tuple(f"{letter}," for letter in _LETTERS))
+                or line.count(",") != _COLUMNS - 1
+            ):
                 raise EventFileError(
                     f"{self.path}: line {self._line}: expected {_COLUMNS} columns, the first of "
                     f"them N or P, got {line.strip()!r:.80}"

@@ -1,6 +1,6 @@
 """Events as a ROOT file, this project's own format, written and read in parts.
 
-One TTree ``zn`` with a row for each response. Scalar branches pdg, energy, vx, vy, vz, px, py, pz,
+One TTree ``zn`` (so called whatever the detector) with a row for each response. Scalar branches pdg, energy, vx, vy, vz, px, py, pz,
 mass, charge (units as in :data:`zdc_nb.data.events.FEATURES`) and photon_sum; the lit fibres as jagged
 arrays: index (row * columns + column) and photons.
 

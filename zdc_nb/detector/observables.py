@@ -3,7 +3,7 @@
 Positions and radii are in fibre units: one unit is the pitch, and fibre (i, j) is at (i, j). Sizes
 are those of a :class:`~zdc_nb.detector.geometry.Detector`: R rows, K columns. Responses are read in
 chunks, so that memory stays small at the size of the published data set, and of each chunk only the
-lit fibres are looked at: a response of the ZN has 20 to 60 of its 1936.
+lit fibres are looked at, which are few.
 """
 
 from __future__ import annotations

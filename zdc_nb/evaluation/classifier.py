@@ -272,7 +272,7 @@ def features_test(
 def _count(responses: NDArray[Any]) -> NDArray[np.float64]:
     """(n, columns): :data:`_COUNTS` of n responses (n, R, K)."""
     # Dark fibres all around, so that every fibre has four neighbours. Only lit ones are looked
-    # at: a response of the ZN has 20 to 60 of its 1936.
+    # at: they are few.
     padded = np.pad(responses, ((0, 0), (1, 1), (1, 1)))
     n, rows, columns = padded.shape
     flat = padded.reshape(-1)

@@ -229,14 +229,15 @@ def _numbers(frame: pd.DataFrame) -> list[str]:
     return [text + more for text, more in zip(texts, spread, strict=True)]
 
 
-def table1_figure(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
-    """Table 1 as points with the standard deviation of a run, ours above the published one."""
+def table1_figure(table: pd.DataFrame, published: pd.DataFrame | None) -> Figure:
+    """Table 1 as points with the standard deviation of a run, ours above the published one, if any."""
     metrics = _metrics(table)
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    axes = figure.subplots(2, len(metrics), sharex=True, squeeze=False)
+    sources = [(OURS, table)] if published is None else [(OURS, table), (THEIRS, published)]
+    figure = Figure(figsize=(13, 0.6 + 3.45 * len(sources)), layout="constrained")
+    axes = figure.subplots(len(sources), len(metrics), sharex=True, squeeze=False)
     subsets = order_subsets(table["subset"])
     models = list(dict.fromkeys(table["model"]))
-    for row, (source, frame) in enumerate(((OURS, table), (THEIRS, published))):
+    for row, (source, frame) in enumerate(sources):
         for axis, metric in zip(axes[row], metrics, strict=True):
             chosen = frame[(frame["metric"] == metric) & frame["subset"].isin(subsets)]
             _dodged(axis, chosen, subsets, models, "mean", "std")
@@ -601,8 +602,8 @@ def _with_ratio(
         axes[1].stairs(ratio, edges, color=colours[model])
 
 
-def speed_figure(speed: pd.DataFrame) -> Figure:
-    """Time to generate a response against the batch size, with the published times."""
+def speed_figure(speed: pd.DataFrame, published: bool) -> Figure:
+    """Time to generate a response against the batch size, if asked for with the published times."""
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axis = figure.subplots()
     for (model, device), part in speed.groupby(["model", "device"], sort=False):
@@ -613,13 +614,15 @@ def speed_figure(speed: pd.DataFrame) -> Figure:
             color=COLOURS[str(model)],
             label=f"{model}, this study, {device}",
         )
-    for (name, value), line in zip(PUBLISHED_SPEED.items(), ("--", ":"), strict=True):
+    lines = zip(PUBLISHED_SPEED.items(), ("--", ":"), strict=True)
+    for (name, value), line in lines if published else ():
         axis.axhline(value, color="0.5", linestyle=line, label=f"{name}: {value:g} ms")
     axis.set(xlabel="batch size (responses)", ylabel="time per response (ms)")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(speed["batch"].unique(), [str(batch) for batch in speed["batch"].unique()])
-    axis.set_title("Sampling time; the published flows are larger and ran on another machine")
+    remark = "; the published flows are larger and ran on another machine" if published else ""
+    axis.set_title(f"Sampling time{remark}")
     axis.legend(fontsize=9)
     return figure
 

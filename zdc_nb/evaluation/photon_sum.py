@@ -62,7 +62,7 @@ def draw_sums(distribution: PhotonSum, seed: int, runs: int = 1) -> NDArray[np.i
 
 
 def _groups(test: Events) -> dict[str, NDArray[np.bool_]]:
-    """Test responses by species, those that are not among the paper's together."""
+    """Test responses by species, those that are no data set of their own together."""
     named = {name: test.pdg == code for name, code in test.detector.codes.items()}
     others = ~np.isin(test.pdg, [*test.detector.codes.values()])
     return {name: rows for name, rows in (named | {"others": others}).items() if rows.any()}

@@ -245,13 +245,15 @@ def published_table(number: Literal[1, 2]) -> pd.DataFrame:
         return pd.read_csv(lines)
 
 
-def auc_table(table: pd.DataFrame) -> pd.DataFrame:
+def auc_table(table: pd.DataFrame, detector: str) -> pd.DataFrame:
     """Our AUC beside those published for other calorimeters, which are marked as such.
 
     Parameters
     ----------
     table
         that of :func:`model_table`.
+    detector
+        what ours are of, as it is to be called.
 
     Returns
     -------
@@ -265,7 +267,7 @@ def auc_table(table: pd.DataFrame) -> pd.DataFrame:
     means = means.reindex(columns=["AUC image", "AUC"]).dropna(how="all")
     subsets = order_subsets(means.index.get_level_values("subset"))
     rows = [
-        (f"ZN, {symbol(subset)} (this study)", model, *means.xs((subset, model)))
+        (f"{detector}, {symbol(subset)} (this study)", model, *means.xs((subset, model)))
         for subset in subsets[-1:]
         for model in in_order(means.loc[subset].index)
         if is_trained(model) or model == "reference+sum"

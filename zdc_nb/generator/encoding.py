@@ -44,6 +44,7 @@ __all__ = [
     "channels_and_centre",
     "counts_from_noised",
     "decode_responses",
+    "edge_reaches",
     "encode_responses",
     "flow_dim",
     "noised_from_flow",
@@ -391,7 +392,7 @@ class ConditionScaler:
         low, mean[-2:], high = np.percentile(raw[:, -2:], (16, 50, 84), axis=0)
         std[-2:] = (high - low) / 2
         mean, std = _standard(mean, std)
-        places = PLACE_GRID**2 + 2 * len(EDGE_REACHES)
+        places = PLACE_GRID**2 + 2 * len(edge_reaches(detector))
         return cls(np.append(mean, np.zeros(places)), np.append(std, np.ones(places)))
 
     def __call__(self, events: Conditioned, params: PreprocessingParams) -> Tensor:
@@ -430,14 +431,16 @@ PLACE_GRID = 12
 PLACE_REACH = 1.5
 """Extent of that grid, in sizes of the face: beside it showers still leak in."""
 
-EDGE_REACHES = (0.002, 0.01)
-"""m: distances to the edge of the face at which a network sees it best."""
-
 LARGEST_SLOPE = 6.0
 """Standardised slopes are cut here: beyond it nothing reaches the face."""
 
 _OWN_NUMBERS = 10
 """Numbers of a particle that are standardised; the last two are its slopes."""
+
+
+def edge_reaches(detector: Detector) -> tuple[float, ...]:
+    """m: distances to the edge of the face at which a network sees it best; of the ZN 2 and 10 mm."""
+    return tuple(reach * detector.pitch for reach in (1.25, 6.25))
 
 
 def _raw_particle(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
@@ -460,7 +463,7 @@ def _raw_particle(features: NDArray[np.float64], detector: Detector) -> NDArray[
         near = np.clip(at, -4 * side, 4 * side)
         places.append(np.exp(-0.5 * ((near - knots) / (knots[1] - knots[0])) ** 2))
         inside = side / 2 - np.abs(near)
-        edges += [inside / (reach + np.abs(inside)) for reach in EDGE_REACHES]
+        edges += [inside / (reach + np.abs(inside)) for reach in edge_reaches(detector)]
     grid = (places[0][:, :, None] * places[1][:, None, :]).reshape(len(features), -1)
     return np.concatenate([*own, grid, *edges], axis=1)
 

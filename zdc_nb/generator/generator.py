@@ -171,7 +171,7 @@ class Generator:
 
         generator = zdc_nb.Generator.load("generator.safetensors")
         particles = pandas.read_csv("particles.csv")  # energy, vx, ..., mass, charge
-        responses = generator.sample(particles, seed=1)  # (N, 44, 44) photons
+        responses = generator.sample(particles, seed=1)  # (N, rows, columns) photons
     """
 
     surrogate: Surrogate

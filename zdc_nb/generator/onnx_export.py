@@ -1,4 +1,4 @@
-r"""A generator as ONNX files that ALICE's O2 loads in its fast simulation of the ZDC.
+r"""A generator of the ZN as ONNX files that ALICE's O2 loads in its fast simulation of the ZDC.
 
 O2 asks a classifier whether a particle sends light, and a model for its response: ten normal numbers
 and the particle, scaled, to the logarithms of the light in each fibre. What it takes for granted is
@@ -44,14 +44,15 @@ from numpy.typing import NDArray
 from spox import Tensor, Var, argument, build
 
 from zdc_nb.data.events import FEATURES
+from zdc_nb.detector import ZN, Detector
 from zdc_nb.flows.maf_iaf import Student, Teacher
 from zdc_nb.flows.particle_nets import LARGEST_SUM, LEAST_SCALE
 from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import (
-    EDGE_REACHES,
     LARGEST_SLOPE,
     PLACE_GRID,
     PLACE_REACH,
+    edge_reaches,
 )
 from zdc_nb.generator.generator import OWN_NUMBERS, Domain, Generator
 from zdc_nb.generator.onnx_flows import (
@@ -70,7 +71,7 @@ from zdc_nb.generator.random_numbers import NORMALS
 from zdc_nb.params import PreprocessingParams, UserError
 from zdc_nb.storage import write_atomically, write_text
 
-__all__ = ["ExportError", "Images", "export_onnx", "pixel_fibres", "scales_of"]
+__all__ = ["ExportError", "Images", "export_onnx", "pixel_fibres", "scales_of", "why_not"]
 
 Images = Literal["face", "dump"]
 
@@ -120,7 +121,8 @@ def export_onnx(
     Raises
     ------
     ExportError
-        of a teacher, which needs a pass for each fibre, and of a student of 2 GB.
+        of another detector than the ZN, see :func:`why_not`, of a teacher, which needs a pass for
+        each fibre, and of a student of 2 GB.
     """
     check_exportable(generator)
     models = {
@@ -154,8 +156,33 @@ SimCutParams.maxAbsZTracking=1200
 """
 
 
+def why_not(detector: Detector) -> str | None:
+    """Why O2 cannot load a generator of a detector, which it takes to be the ZN; None where it can.
+
+    The graphs know straight flights, the nine features as conditions and a face that is moved along y
+    alone, and O2 reads pixels and channels as those of the ZN.
+    """
+    nine = tuple((name, "standard") for name in FEATURES)
+    faults = [
+        (detector.shape != ZN.shape, "{} x {} fibres".format(*detector.shape)),
+        (not np.array_equal(detector.masks, ZN.masks), "other channels"),
+        (detector.offset[0] != 0, "a face that stands aside along x"),
+        (bool(detector.deflection), "charged particles that are bent"),
+        (detector.conditions != nine, "other conditions than the nine features, standardised"),
+    ]
+    found = [text for wrong, text in faults if wrong]
+    if not found:
+        return None
+    return (
+        "O2 reads the exported models as those of the ZN: expected {} x {} fibres, its channels and "
+        "its conditions, got the {}, which has {}"
+    ).format(*ZN.shape, detector.name, ", ".join(found))
+
+
 def check_exportable(generator: Generator) -> None:
-    """Raise :class:`ExportError` for a flow whose sampling is no graph."""
+    """Raise :class:`ExportError` for another detector than O2's, and a flow whose sampling is no graph."""
+    if refusal := why_not(generator.detector):
+        raise ExportError(refusal)
     if isinstance(generator.surrogate.flow, Teacher):
         raise ExportError(
             "expected the generator of a splitting flow or a student, got that of a teacher, whose "
@@ -260,7 +287,7 @@ class _Particle:
             knots = np.linspace(-PLACE_REACH / 2, PLACE_REACH / 2, PLACE_GRID) * side
             across.append(_bumps(near, knots))
             inside = op.sub(_real(side / 2), op.abs(near))
-            for reach in EDGE_REACHES:
+            for reach in edge_reaches(self.detector):
                 edges.append(op.div(inside, op.add(op.abs(inside), _real(reach))))
         rows, columns = (op.unsqueeze(part, integers([2 - k])) for k, part in enumerate(across))
         grid = op.reshape(op.mul(rows, columns), integers([-1, PLACE_GRID**2]))

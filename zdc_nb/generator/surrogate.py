@@ -65,7 +65,7 @@ class Surrogate:
     .. code-block:: python
 
         surrogate = load_surrogate(Path("artifacts/small/models/n/bs.safetensors"), device)
-        responses = surrogate.generate(events, seed=1, batch=256)  # (N, 44, 44) photons
+        responses = surrogate.generate(events, seed=1, batch=256)  # (N, rows, columns) photons
     """
 
     flow: Teacher | Student | SplittingFlow

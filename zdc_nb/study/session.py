@@ -28,6 +28,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from zdc_nb.data.calibration import has_published
 from zdc_nb.data.events import Conditions, Events, Split, Trials, from_vertex
 from zdc_nb.data.figures import save_figure
 from zdc_nb.detector import Detector
@@ -91,6 +92,7 @@ from zdc_nb.study.dataset import (
     study_split,
     study_trials,
 )
+from zdc_nb.study.described import described, nothing_published
 from zdc_nb.study.stages import TABLE, Stage, find_stage
 from zdc_nb.training.checkpoints import Checkpoint, TrainingInterrupted
 from zdc_nb.training.tracking import Tracker, log_metrics, open_tracker
@@ -187,6 +189,21 @@ class Session:
     def detector(self) -> Detector:
         """What responds."""
         return study_detector(self.study)
+
+    @property
+    def about(self) -> str:
+        """The detector, and where its data come from: a paragraph of Markdown."""
+        return described(self.study)
+
+    @property
+    def published(self) -> bool:
+        """Whether there are published numbers of the detector to compare with: of the ZN alone."""
+        return has_published(self.detector)
+
+    @property
+    def nothing_published(self) -> str:
+        """Why nothing published stands beside the numbers; empty where something does."""
+        return nothing_published(self.study)
 
     @cached_property
     def events(self) -> Events:
@@ -470,12 +487,19 @@ class Session:
         """Where :meth:`export_onnx` writes."""
         return self.study.artifacts / "onnx" / self.subset
 
-    def export_onnx(self, generator: Generator) -> list[Path]:
-        """Write the generator as O2 loads it; the paths."""
-        # slow to import, and one stage of many needs it
-        from zdc_nb.generator.onnx_export import export_onnx  # noqa: PLC0415
+    def export_onnx(self, generator: Generator) -> str:
+        """Write the generator as O2 loads it: the files and the settings to copy, in lines.
 
-        return export_onnx(generator, self.onnx_folder)
+        Of a detector that O2 does not know nothing is written, and the line says so.
+        """
+        # slow to import, and one stage of many needs it
+        from zdc_nb.generator.onnx_export import export_onnx, why_not  # noqa: PLC0415
+
+        if refusal := why_not(generator.detector):
+            return f"Nothing is exported. {refusal}."
+        paths = export_onnx(generator, self.onnx_folder)
+        files = [f"{path.stat().st_size / 1e6:8.3f} MB  {path}" for path in paths]
+        return "\n".join([*files, "", (self.onnx_folder / "settings.txt").read_text("utf-8")])
 
     def light_by_species(self, generator: Generator) -> pd.DataFrame:
         """How much light particles send in all; see :func:`~zdc_nb.evaluation.photon_sum.light_table`.
@@ -665,7 +689,7 @@ class Session:
         """
         path = self.study.reports / "tables" / f"{name}.csv"
         if not path.is_file():
-            makers = [row.notebook for row in TABLE.values() if name in row.tables]
+            makers = [row.notebook for row in TABLE.values() if name in row.tables + row.published]
             raise MissingArtefactError(f"{path} is missing: run the notebook {makers[0]}")
         return pd.read_csv(path)
 

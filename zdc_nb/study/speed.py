@@ -197,18 +197,17 @@ def time_models(stage: Session) -> pd.DataFrame:
 def time_generator(stage: Session, generator: Generator) -> pd.DataFrame:
     """How long the generator takes from particles to photons, beside its flow alone.
 
-    As :func:`time_sampling`, at batch 1 and 256: ``flow`` (told the photon sum), ``generator`` and
-    ``ONNX``, the exported graph in ONNX Runtime on the CPU, on as many threads as torch has. All of
-    a model that takes every particle to send light. Particles are those of the test part, in turn.
+    As :func:`time_sampling`, at batch 1 and 256: ``flow`` (told the photon sum), ``generator`` and,
+    where the detector can be exported, ``ONNX``, the exported graph in ONNX Runtime on the CPU, on as
+    many threads as torch has. All of a model that takes every particle to send light. Particles are
+    those of the test part, in turn.
     """
     # slow to import, and one stage of many needs it
-    from zdc_nb.generator.onnx_export import export_onnx  # noqa: PLC0415
-    from zdc_nb.generator.onnx_session import o2_inputs, open_onnx  # noqa: PLC0415
+    from zdc_nb.generator.onnx_export import why_not  # noqa: PLC0415
 
     study, flow = stage.study, generator.surrogate
     lit = replace(generator, signal=None)
     some = stage.answerable(generator)[:TIMED_BATCH]
-    inputs = o2_inputs(generator, some.features, study.seed)
     uniform = uniforms_from_seed(study.seed, 0, len(some), OWN_NUMBERS + flow.latents)
     sums = lit.photon_sums(some.features, uniform)
     turn = iter(range(10**9))
@@ -225,15 +224,10 @@ def time_generator(stage: Session, generator: Generator) -> pd.DataFrame:
     def whole(batch: int) -> object:
         return lit.sample(some[rows(batch)], study.seed, batch)
 
-    with TemporaryDirectory() as folder:
-        export_onnx(lit, Path(folder))
-        graph = open_onnx(Path(folder) / "neutron.onnx", torch.get_num_threads())
-
-    def exported(batch: int) -> object:
-        chosen = rows(batch)
-        return graph(*(part[chosen] for part in inputs))
-
-    models = {"flow": alone, "generator": whole, "ONNX": exported}
+    models = {"flow": alone, "generator": whole}
+    if why_not(generator.detector) is None:
+        graph = _exported(lit, some, study.seed)
+        models["ONNX"] = lambda batch: graph(rows(batch))
     runs = max(study.speed.runs, 3)
     each = time_sampling(models, [TIMED_BATCH], runs, stage.device)
     # one response is over soon, and differs from the next
@@ -241,15 +235,34 @@ def time_generator(stage: Session, generator: Generator) -> pd.DataFrame:
     return pd.concat([one, each], ignore_index=True)
 
 
+def _exported(
+    generator: Generator, some: Events, seed: int
+) -> Callable[[NDArray[np.int64]], object]:
+    """The exported graph, as a function of which of some events it is asked about."""
+    # slow to import
+    from zdc_nb.generator.onnx_export import export_onnx  # noqa: PLC0415
+    from zdc_nb.generator.onnx_session import o2_inputs, open_onnx  # noqa: PLC0415
+
+    inputs = o2_inputs(generator, some.features, seed)
+    with TemporaryDirectory() as folder:
+        export_onnx(generator, Path(folder))
+        graph = open_onnx(Path(folder) / "neutron.onnx", torch.get_num_threads())
+    return lambda chosen: graph(*(part[chosen] for part in inputs))
+
+
 def generator_findings(times: pd.DataFrame) -> str:
     """What :func:`time_generator` says, in sentences."""
     table = times.pivot(index="batch", columns="model", values="ms_per_sample")
-    said = [
-        f"At batch {batch} the generator takes {row['generator']:.3g} ms for a response, "
-        f"{row['generator'] / row['flow']:.2f} times its flow alone; the ONNX graph {row['ONNX']:.3g} ms, "
-        f"{row['ONNX'] / row['generator']:.2f} times the generator."
-        for batch, row in table.sort_index(ascending=False).iterrows()
-    ]
+    said = []
+    for batch, row in table.sort_index(ascending=False).iterrows():
+        text = (
+            f"At batch {batch} the generator takes {row['generator']:.3g} ms for a response, "
+            f"{row['generator'] / row['flow']:.2f} times its flow alone"
+        )
+        if "ONNX" in row:
+            ratio = row["ONNX"] / row["generator"]
+            text += f"; the ONNX graph {row['ONNX']:.3g} ms, {ratio:.2f} times the generator"
+        said.append(f"{text}.")
     warning = busy_warning(times)
     return " ".join(said if warning is None else [*said, warning])
 

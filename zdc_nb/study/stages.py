@@ -58,6 +58,8 @@ class Row:
         kinds of files that it leaves among the artefacts, see :mod:`zdc_nb.study.artefacts`.
     tables
         that it leaves in the reports.
+    published
+        further ones, which hold its numbers against published ones: of a study of the ZN alone.
     on_gpu, alone
         whether it uses a GPU where there is one, and all cores.
     """
@@ -71,6 +73,7 @@ class Row:
     shows: tuple[str, ...] = ()
     artefacts: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     on_gpu: bool = False
     alone: bool = False
 
@@ -85,7 +88,8 @@ TABLE: dict[str, Row] = {
             depends_on=("seed", "data"),
             shows=("subsets",),
             artefacts=("data",),
-            tables=("species", "calibration", "datasets"),
+            tables=("species", "datasets"),
+            published=("calibration",),
         ),
         Row(
             "teacher",
@@ -317,8 +321,14 @@ class Stage:
 
     @property
     def tables(self) -> list[Path]:
-        """The tables that it leaves."""
-        stems = ["-".join((name, *self.suffixes)) for name in self.row.tables]
+        """The tables that it leaves; of what is compared with published numbers of the ZN alone."""
+        from zdc_nb.data.calibration import has_published  # noqa: PLC0415 - slow to import
+        from zdc_nb.study.dataset import study_detector  # noqa: PLC0415 - likewise
+
+        names = self.row.tables
+        if self.row.published and has_published(study_detector(self.study)):
+            names += self.row.published
+        stems = ["-".join((name, *self.suffixes)) for name in names]
         return [self.study.reports / "tables" / f"{stem}.csv" for stem in stems]
 
 

@@ -156,8 +156,8 @@ def run_smoke() -> None:
 def open_explorer(
     study: str | Path | None = None,
     model: str | None = None,
-    species: str | int = "n",
-    energy: float = 2500.0,
+    species: str | int | None = None,
+    energy: float | None = None,
     x: float = 5.0,
     y: float = 5.0,
 ) -> Explorer:
@@ -170,7 +170,8 @@ def open_explorer(
     model
         a name of :attr:`Explorer.models`; None: the splitting flow, where there is one.
     species, energy, x, y
-        of the particle at the start, see :meth:`Explorer.aim`.
+        of the particle at the start, see :meth:`Explorer.aim`; None: the first species of which
+        something was learned, and the median energy of its test responses.
 
     Raises
     ------
@@ -181,6 +182,8 @@ def open_explorer(
     explorer = Explorer(choose_study(study))
     if model is not None:
         explorer.model = explorer.check_model(model)
+    species = explorer.species[0] if species is None else species
+    energy = explorer.usual_energy(species) if energy is None else energy
     explorer.particle = explorer.aim(species, energy, x, y)
     name = explorer.study.name
     print(
@@ -405,6 +408,13 @@ class Explorer:
                 )
         found = aim(pdg, energy, (x / 1e3, y / 1e3), self.detector)
         return Chosen(pdg, found.features[0], self.detector)
+
+    def usual_energy(self, species: str | int) -> float:
+        """GeV, two digits: the median of test responses to a species, or of all, where there are none."""
+        mine = self.rows.pdg == self.code_of(species)
+        energies = self.rows.features[mine if mine.any() else ~mine, FEATURES.index("energy")]
+        usual = float(f"{np.median(energies):.2g}")
+        return min(max(usual, LEAST_ENERGY), self.largest_energy)
 
     def code_of(self, species: str | int) -> int:
         """The PDG code of a symbol, of a data set's name, or of a code; ``ParameterError`` if none."""
