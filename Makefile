@@ -72,10 +72,10 @@ BENCH_RESULTS = "reports/$$(basename "$$BENCH" .yaml)"
 
 bench: $(VENV)/.installed-bench ## time this project beside nflows and Pyro, print where the report is
 	@mkdir -p $(BENCH_RESULTS)
-	$(BIN)/papermill notebooks/16_benchmark.ipynb $(BENCH_RESULTS)/16_benchmark.running.ipynb \
+	$(BIN)/papermill notebooks/17_benchmark.ipynb $(BENCH_RESULTS)/17_benchmark.running.ipynb \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r bench "$$BENCH"
-	@mv $(BENCH_RESULTS)/16_benchmark.running.ipynb $(BENCH_RESULTS)/16_benchmark.ipynb
-	@$(BIN)/python -m zdc_nb.study.pages $(BENCH_RESULTS)/16_benchmark.ipynb $(BENCH_RESULTS)/index.html
+	@mv $(BENCH_RESULTS)/17_benchmark.running.ipynb $(BENCH_RESULTS)/17_benchmark.ipynb
+	@$(BIN)/python -m zdc_nb.study.pages $(BENCH_RESULTS)/17_benchmark.ipynb $(BENCH_RESULTS)/index.html
 	@echo "The report: $$PWD/"$(BENCH_RESULTS)/index.html
 
 CHANGES ?= params/changes.yaml
@@ -99,11 +99,11 @@ endef
 
 changes: export FILE = $(CHANGES)
 changes: $(VENV)/.installed ## what each change is worth, from the published recipe to the splitting flow
-	$(call SIDE_BY_SIDE,changes,17_changes)
+	$(call SIDE_BY_SIDE,changes,18_changes)
 
 claim: export FILE = $(CLAIM)
 claim: $(VENV)/.installed ## does the physics in the loss help? Hours: many students, three trainings each
-	$(call SIDE_BY_SIDE,claim,19_claim)
+	$(call SIDE_BY_SIDE,claim,20_claim)
 
 LEARNING ?= params/learning.yaml
 override LEARNING := $(value LEARNING)
@@ -113,10 +113,10 @@ export LEARNING
 learning: export OMP_NUM_THREADS = 1
 learning: $(VENV)/.installed ## a learning curve: more particles, or more responses to each?
 	@folder="reports/$$(basename "$$LEARNING" .yaml)"; mkdir -p "$$folder" && \
-	$(BIN)/papermill notebooks/18_learning.ipynb "$$folder/18_learning.running.ipynb" \
+	$(BIN)/papermill notebooks/19_learning.ipynb "$$folder/19_learning.running.ipynb" \
 	--kernel python3 --no-progress-bar --stdout-file /dev/stdout -r learning "$$LEARNING" && \
-	mv "$$folder/18_learning.running.ipynb" "$$folder/18_learning.ipynb" && \
-	$(BIN)/python -m zdc_nb.study.pages "$$folder/18_learning.ipynb" "$$folder/index.html" && \
+	mv "$$folder/19_learning.running.ipynb" "$$folder/19_learning.ipynb" && \
+	$(BIN)/python -m zdc_nb.study.pages "$$folder/19_learning.ipynb" "$$folder/index.html" && \
 	echo "The report: $$PWD/$$folder/index.html"
 
 # More options of JupyterLab: LAB="--allow-root --no-browser --port 8888".

@@ -423,7 +423,7 @@ def test_notebook_writes_records_and_figures(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "zdc_nb").symlink_to(ROOT / "zdc_nb")
     file = tiny(tmp_path, reports="results")
-    notebook = ROOT / "notebooks" / "16_benchmark.ipynb"
+    notebook = ROOT / "notebooks" / "17_benchmark.ipynb"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "papermill", str(notebook), "out.ipynb"),

@@ -249,7 +249,7 @@ def test_the_notebook_runs_and_runs_again_at_once(tmp_path: Path) -> None:
     changes = {"artifacts": "artifacts", "reports": "reports", "study": "params/smoke.yaml"}
     path = project / "params" / "tiny.yaml"
     path.write_text(yaml.safe_dump(content(project, **changes, seeds=[1])), "utf-8")
-    command = ("papermill", "notebooks/18_learning.ipynb", "out.ipynb", "-r", "learning")
+    command = ("papermill", "notebooks/19_learning.ipynb", "out.ipynb", "-r", "learning")
     kept = project / "artifacts" / "learning" / "tiny"
     times = []
     for _ in range(2):

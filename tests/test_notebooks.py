@@ -258,7 +258,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     # students of several studies against the weight of their channel loss
     claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}, "open": []}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
-    command = ("papermill", "notebooks/19_claim.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/20_claim.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "claim", "params/claim.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     found = pd.read_csv("reports/claim/claim.csv").query("metric == 'MAE_cw' and start.notna()")
@@ -274,7 +274,7 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     ]
     content = {"reports": "reports", "subset": "all", "rows": rows}
     Path("params/changes.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    command = ("papermill", "notebooks/17_changes.ipynb", "out.ipynb")
+    command = ("papermill", "notebooks/18_changes.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "changes", "params/changes.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv("reports/changes/changes.csv").set_index("model")

@@ -200,7 +200,7 @@ def test_a_page_is_made_again_where_its_notebook_or_the_others_changed(made: Stu
 def test_a_notebook_of_no_study_has_a_page_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "16_benchmark.ipynb"
+    source = tmp_path / "17_benchmark.ipynb"
     nbformat.write(notebook(tmp_path), source)
     monkeypatch.setattr("sys.argv", ["pages", str(source), str(tmp_path / "index.html")])
     assert main() == 0
