@@ -1,14 +1,17 @@
 """Particles without responses, which a generator is asked about: of a frame, or of a file, in parts.
 
 Columns are the nine features, named and in the units of :data:`zdc_nb.data.events.FEATURES`, and
-optionally ``pdg``. A file is a CSV with a header, an npz of one array ``arr_0`` of 9 columns (or 10,
-with the PDG code last), or a ROOT file with a tree that has these branches.
+optionally ``pdg``; where particles are asked for by collision, ``event``, too, a whole number that
+particles of one collision share, see :func:`read_collisions`. A file is a CSV with a header, an npz of
+one array ``arr_0`` of 9 columns (or 10, with the PDG code; or 11, and the number of the event), or a
+ROOT file with a tree that has these branches.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,46 @@ from zdc_nb.data.npz import Member
 from zdc_nb.data.validation import EventFileError, Rows, Tally, refusing
 from zdc_nb.detector.geometry import ZN, Detector
 
-__all__ = ["count_particles", "particles_of", "read_particles"]
+__all__ = [
+    "EVENT",
+    "Collisions",
+    "count_particles",
+    "particles_of",
+    "read_collisions",
+    "read_particles",
+]
 
 ROWS = 8192
 """Particles read at once."""
+
+EVENT = "event"
+"""The column that says which collision a particle is of."""
+
+_COLUMNS = (*FEATURES, "pdg", EVENT)
+
+
+@dataclass(frozen=True, eq=False)
+class Collisions:
+    """N particles of collisions: ``event`` (N,) int64, the number of each one's, in any order.
+
+    ``particles`` are events without light.
+    """
+
+    event: NDArray[np.int64]
+    particles: Events
+
+    @classmethod
+    def join(cls, parts: Sequence[Collisions]) -> Collisions:
+        """The particles of all parts, one after the other; at least one part."""
+        event = np.concatenate([part.event for part in parts])
+        return cls(event, Events.join([part.particles for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def __getitem__(self, index: NDArray[np.generic] | slice) -> Collisions:
+        """The particles at ``index``."""
+        return Collisions(self.event[index], self.particles[index])
 
 
 def particles_of(
@@ -58,27 +97,31 @@ def particles_of(
     _check_names(path, names)
 
     def column(wanted: str) -> NDArray[Any]:
-        values = np.asarray(particles[wanted])
-        if values.dtype.kind in "iuf":
-            return values.astype(np.float64)
-        numbers = np.asarray(pd.to_numeric(pd.Series(values), errors="coerce"), np.float64)
-        bad = np.isnan(numbers) & ~pd.isna(values)
-        if bad.any():
-            k = int(bad.argmax())
-            raise EventFileError(
-                f"{path}: row {start + k} (counted from 0): expected a number in column {wanted}, "
-                f"found {values[k]!r}"
-            )
-        return numbers
+        return _numbers(path, start, wanted, np.asarray(particles[wanted])).astype(np.float64)
 
     features = np.column_stack([column(wanted) for wanted in FEATURES])
     pdg = column("pdg") if "pdg" in names else None
     return _checked(path, start, features, pdg, detector)
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    known = (*FEATURES, "pdg")
-    for wanted in FEATURES:
+def _numbers(path: Path, start: int, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """A column as numbers; what is missing is NaN."""
+    if values.dtype.kind in "iuf":
+        return values
+    numbers = np.asarray(pd.to_numeric(pd.Series(values), errors="coerce"))
+    bad = pd.isna(numbers) & ~pd.isna(values)
+    if bad.any():
+        k = int(bad.argmax())
+        raise EventFileError(
+            f"{path}: row {start + k} (counted from 0): expected a number in column {name}, "
+            f"found {values[k]!r}"
+        )
+    return numbers
+
+
+def _check_names(path: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
+    known = _COLUMNS
+    for wanted in (*FEATURES, *more):
         if wanted not in names:
             near = difflib.get_close_matches(wanted, [n for n in names if n not in known], 1)
             hint = f"; is it {near[0]!r}?" if near else f"; found {', '.join(map(str, names))}"
@@ -102,13 +145,58 @@ def read_particles(path: Path, detector: Detector = ZN) -> Iterator[Events]:
 
     Raises :class:`EventFileError`, also for a file of another format, and ``FileNotFoundError``.
     """
+    for _, events in _read(path, detector):
+        yield events
+
+
+def read_collisions(path: Path, detector: Detector = ZN) -> Iterator[Collisions]:
+    """The same with the number of each particle's event, some at a time.
+
+    Raises :class:`EventFileError` also where the column ``event`` is missing, where a number of it is
+    not whole, and for a particle of which no side can be told, since its pz is 0.
+    """
+    start = 0
+    for part, events in _read(path, detector, [EVENT]):
+        event = _event_numbers(path, start, np.asarray(part[EVENT]))
+        across = events.features[:, FEATURES.index("pz")] == 0
+        if across.any():
+            raise EventFileError(
+                f"{path}: row {start + int(across.argmax())} (counted from 0): expected a pz above or "
+                "below 0, which tells the side, found 0"
+            )
+        start += len(events)
+        yield Collisions(event, events)
+
+
+def _event_numbers(path: Path, start: int, values: NDArray[Any]) -> NDArray[np.int64]:
+    numbers = _numbers(path, start, EVENT, values)
+    if numbers.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            # doubles beyond are not all of the whole numbers there
+            bad = ~((numbers == np.rint(numbers)) & (np.abs(numbers) <= 2.0**53))
+    else:
+        bad = numbers > np.iinfo(np.int64).max
+    if bad.any():
+        k = int(bad.argmax())
+        raise EventFileError(
+            f"{path}: row {start + k} (counted from 0): expected a whole number in column {EVENT}, "
+            f"found {values[k]}"
+        )
+    return numbers.astype(np.int64)
+
+
+def _read(
+    path: Path, detector: Detector, more: Sequence[str] = ()
+) -> Iterator[tuple[pd.DataFrame, Events]]:
+    """Rows and their particles, of a file that has ``more`` columns, too."""
     start = 0
     for part in _parts(path):
+        _check_names(path, [str(column) for column in part.columns], more)
         if len(part) == 0:  # a header alone
             continue
         events = particles_of(part, detector, path, start)
         start += len(events)
-        yield events
+        yield part, events
     if start == 0:
         raise EventFileError(f"{path}: holds no particles")
 
@@ -140,11 +228,11 @@ def _csv_parts(path: Path) -> Iterator[pd.DataFrame]:
 
 def _npz_parts(path: Path) -> Iterator[pd.DataFrame]:
     with Member(path) as table:
-        columns = [*FEATURES, "pdg"]
-        if len(table.shape) != 2 or table.shape[1] not in (len(FEATURES), len(columns)):
+        columns = [*_COLUMNS]
+        if len(table.shape) != 2 or not len(FEATURES) <= table.shape[1] <= len(columns):
             raise EventFileError(
-                f"{path}: expected rows of 9 or 10 numbers (nine features, then the PDG code), got "
-                f"an array of shape {table.shape}"
+                f"{path}: expected rows of 9, 10 or 11 numbers (nine features, then the PDG code, "
+                f"then the number of the event), got an array of shape {table.shape}"
             )
         for start in range(0, table.shape[0], ROWS):
             rows = table.read(min(ROWS, table.shape[0] - start))
@@ -162,8 +250,8 @@ def _tree(path: Path, file: Any) -> Any:
 def _root_parts(path: Path) -> Iterator[pd.DataFrame]:
     with uproot.open(path) as file:
         tree = _tree(path, file)
-        wanted = [name for name in (*FEATURES, "pdg") if name in tree]
-        if len(wanted) < len(FEATURES):
+        wanted = [name for name in _COLUMNS if name in tree]
+        if not {*FEATURES} <= {*wanted}:
             _check_names(path, [*tree.keys()])
         for part in tree.iterate(wanted, step_size=ROWS, library="np"):
             yield pd.DataFrame(part)

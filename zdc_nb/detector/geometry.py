@@ -52,6 +52,9 @@ class Detector:
         the name in full, for texts.
     simulation
         the open simulation of it; None where there is none.
+    sides
+        where such a detector stands, as ALICE names it: ``A`` sees particles of positive pz, ``C``
+        those of negative pz.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Detector:
     species: tuple[str, ...] = ()
     title: str = ""
     simulation: SimulationParams | None = None
+    sides: tuple[str, ...] = ("A", "C")
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
@@ -161,6 +165,8 @@ def load_detector(name: str) -> Detector:
     Raises :class:`~zdc_nb.params.ParameterError`, naming the file, the key and what was expected.
     """
     params = load_detector_params(name)
+    simulation = params.simulation
+    one_sided = simulation is not None and simulation.primaries.sides == "one"
     return Detector(
         name=params.label,
         shape=params.shape,
@@ -173,7 +179,8 @@ def load_detector(name: str) -> Detector:
         conditions=tuple(params.conditions.items()),
         species=tuple(params.species),
         title=params.title,
-        simulation=params.simulation,
+        simulation=simulation,
+        sides=("A",) if one_sided else ("A", "C"),
     )
 
 

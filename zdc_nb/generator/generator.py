@@ -104,6 +104,14 @@ class Domain:
         known: NDArray[np.bool_] = np.all([good for good, _, _ in self._checks(features)], axis=0)
         return known
 
+    def faults(self, features: NDArray[np.float64]) -> NDArray[np.str_]:
+        """(N,) what of particles, features (N, 9), was not learned; an empty text where all was.
+
+        ``species``, ``energy`` or ``direction``, the first of these.
+        """
+        good = [good for good, _, _ in self._checks(features)]
+        return np.select([~one for one in good], ["species", "energy", "direction"], "")
+
     def check(self, features: NDArray[np.float64], name: str = "particles", start: int = 0) -> None:
         """Raise :class:`ParticleError` for the first particle, features (N, 9), that is not known."""
         for good, expected, found in self._checks(features):
@@ -262,6 +270,10 @@ class Generator:
     def _moved(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         return from_vertex(features, self.vertex, self.detector)
 
+    def faults(self, features: NDArray[np.float64]) -> NDArray[np.str_]:
+        """(N,) why particles, features (N, 9), are refused, as :meth:`Domain.faults`."""
+        return self.domain.faults(self._moved(features))
+
     def photon_sums(
         self, features: NDArray[np.float64], uniform: NDArray[np.float64]
     ) -> NDArray[np.int64]:
@@ -366,7 +378,7 @@ class Generator:
 def _described(detector: Detector) -> dict[str, Any]:
     """All of a detector but its masks, as JSON has it."""
     names = ("name", "shape", "pitch", "distance", "offset", "channels")
-    more = ("deflection", "conditions", "species", "title")
+    more = ("deflection", "conditions", "species", "title", "sides")
     return {name: getattr(detector, name) for name in (*names, *more)}
 
 
@@ -380,6 +392,8 @@ def _detector_of(known: dict[str, Any], masks: NDArray[np.uint8]) -> Detector:
     else:
         rest["conditions"] = tuple((name, scale) for name, scale in known["conditions"])
         rest["species"] = tuple(known["species"])
+    if "sides" in known:
+        rest["sides"] = tuple(known["sides"])
     rest["offset"] = (float(known["offset"][0]), float(known["offset"][1]))
     return Detector(**known | {"shape": shape} | rest)
 

@@ -31,6 +31,7 @@ __all__ = [
     "DRAWN",
     "SETUPS",
     "SUBSETS",
+    "CollisionParams",
     "DataParams",
     "EvaluationParams",
     "FlowParams",
@@ -335,6 +336,18 @@ class PhotonSumParams(_TrainingParams):
     components: Positive = Field(description="logistic distributions of the mixture")
 
 
+class CollisionParams(Section):
+    """Whole collisions, whose light is summed over their particles."""
+
+    file: Name | None = Field(
+        description="null: drawn from the open simulation; or a list of particles with a column event: "
+        ".csv, .root or .npz"
+    )
+    events: Annotated[int, Field(ge=2)] = Field(
+        description="how many; of a list those of the smallest numbers"
+    )
+
+
 class EvaluationParams(Section):
     """Metrics on the test split."""
 
@@ -395,6 +408,9 @@ class Study(Section):
     )
     signal: SignalParams | None = Field(
         description="null: a generator takes every particle to send light"
+    )
+    collisions: CollisionParams | None = Field(
+        description="null, or without photon_sum: generated collisions are not looked at"
     )
     evaluation: EvaluationParams
     speed: SpeedParams

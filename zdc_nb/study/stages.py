@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zdc_nb.params import ParameterError, Study, Subset, project_root
+from zdc_nb.storage import checksum
 
 __all__ = ["SECTIONS_BY_SUBSET", "TABLE", "Row", "Stage", "find_stage", "stages_of", "values_of"]
 
@@ -235,6 +236,16 @@ TABLE: dict[str, Row] = {
             on_gpu=True,
             alone=True,
         ),
+        Row(
+            "collisions",
+            "whole collisions",
+            "16_collisions",
+            keys=("subset",),
+            needs=("generator",),
+            depends_on=("collisions",),
+            tables=("collisions", "collision_sums"),
+            on_gpu=True,
+        ),
     )
 }
 """Every kind of stage, in the order in which they run."""
@@ -366,6 +377,8 @@ def values_of(
             values["student"].pop(key)
     # what the files hold, not how they are named
     values["data"].pop("file")
+    if values.get("collisions") and values["collisions"]["file"] is not None:
+        values["collisions"]["file"] = checksum(project_root() / values["collisions"]["file"])
     return values | {"source": data_identity(study)}
 
 
@@ -374,21 +387,22 @@ def stages_of(study: Study) -> list[Stage]:
     return [stage for row in TABLE.values() for stage in _stages(study, row)]
 
 
-_SECTION_OF = {
-    "splitting": "splitting",
-    "photon_sum": "photon_sum",
-    "signal": "signal",
-    "generator": "photon_sum",
+_SECTIONS_OF = {
+    "splitting": ("splitting",),
+    "photon_sum": ("photon_sum",),
+    "signal": ("signal",),
+    "generator": ("photon_sum",),
+    "collisions": ("photon_sum", "collisions"),
 }
-"""Rows that are left out where a section of the study is null."""
+"""Rows that are left out where one of these sections of the study is null."""
 
 
-_OF_ONE_SUBSET = ("signal", "generator")
+_OF_ONE_SUBSET = ("signal", "generator", "collisions")
 """Rows with a stage for the data set of ``speed`` alone; by hand they run for any."""
 
 
 def _stages(study: Study, row: Row) -> Iterator[Stage]:
-    if row.name in _SECTION_OF and getattr(study, _SECTION_OF[row.name]) is None:
+    if any(getattr(study, section) is None for section in _SECTIONS_OF.get(row.name, ())):
         return
     subsets: Sequence[Subset | None] = study.subsets if "subset" in row.keys else (None,)
     if row.name in _OF_ONE_SUBSET:
