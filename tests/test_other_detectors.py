@@ -9,7 +9,7 @@ import pytest
 from tests.projects import new_project, snakemake
 from zdc_nb.data.simulation import draw_particles
 from zdc_nb.detector import load_detector
-from zdc_nb.generator import Generator
+from zdc_nb.generator.generator import Generator
 from zdc_nb.params import load_study
 
 ZN_ALONE = ("44 x 44", "44 × 44", "1936", "112.5 m", "neutron Zero Degree", "chess board")  # noqa: RUF001

@@ -264,7 +264,8 @@ def centre_in_flow(
     total, dim = photon_sum.astype(np.float64)[:, None], detector.dim
     share = total / (total + noise * dim / 2) * (1 - 2 * alpha) / (1 + (dim - 2) * alpha)
     middle = np.array(detector.face_centre)
-    return middle + share * (centre - middle)
+    moved: NDArray[np.float64] = middle + share * (centre - middle)
+    return moved
 
 
 def _masks(detector: Detector) -> Tensor:
