@@ -8,6 +8,7 @@ is its top, column 0 its left.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -266,8 +267,11 @@ def detector_file(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    package = Path(__file__).parents[1]
-    folders = (project_root() / "detectors", package.parent / "detectors", package / "detectors")
+    folders = (
+        project_root() / "detectors",
+        Path(__file__).parents[2] / "detectors",  # beside the package, where it is a checkout
+        Path(sys.prefix) / "share" / "zdc_nb" / "detectors",  # where a wheel puts them
+    )
     for folder in folders:
         if (file := folder / f"{name}.yaml").is_file():
             return file
