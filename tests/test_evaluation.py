@@ -359,8 +359,8 @@ def test_table_1_has_the_order_of_the_paper_and_sample_deviations() -> None:
     rows = list(zip(table["subset"], table["model"], table["metric"], strict=True))
     assert rows == list(product(SUBSETS, models, METRICS))
     assert (table["runs"] == 3).all()
-    np.testing.assert_allclose(table["mean"], np.tile([3, 6, 9], 35))
-    np.testing.assert_allclose(table["std"], np.sqrt(7) * np.tile([1, 2, 3], 35))
+    np.testing.assert_allclose(table["mean"], np.tile([3, 6, 9], 55))
+    np.testing.assert_allclose(table["std"], np.sqrt(7) * np.tile([1, 2, 3], 55))
     assert (table["trainings"] == 1).all()
     assert table["std_trainings"].isna().all()
 
@@ -413,7 +413,7 @@ def test_table_2_has_the_names_of_the_published_one() -> None:
 def test_published_table_1_is_complete() -> None:
     published = published_table(1)
     keys = set(zip(published["subset"], published["model"], published["metric"], strict=True))
-    assert keys == set(product(SUBSETS, ("teacher", *SETUPS), METRICS))
+    assert keys == set(product(SUBSETS, ("teacher", *SETUPS[:4]), METRICS))
 
 
 def test_a_study_of_some_subsets_and_setups_gets_the_rows_that_it_has() -> None:

@@ -79,6 +79,51 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("preprocessing", "alpha"), 1e-7, "flow.bound: expected at least 16.1181"),
         (("flow", "bound"), 13.8, "preprocessing.alpha = 1e-06, got 13.8"),
         (("flow", "bins"), 1000, "flow.bins: expected fewer than 1000 bins"),
+        (
+            ("setups",),
+            ["bs", "bs+ctr", "bs+ch+div"],
+            "student.centre_weight: expected a number above 0, bs+ctr has the centre loss",
+        ),
+        (
+            ("variants",),
+            {"pull": {"setup": "bs+ch+ctr", "student": {}}},
+            "variants.pull.student.centre_weight: expected a number above 0, pull has the centre",
+        ),
+        (
+            ("variants",),
+            {
+                "pull": {
+                    "setup": "bs",
+                    "student": {"centre_weight": 3.0, "centre_offset": "given"},
+                }
+            },
+            "variants.pull.student.centre_weight: expected null, the setup bs has no centre loss",
+        ),
+        (
+            ("variants",),
+            {"pull": {"setup": "bs+ctr", "student": {"centre_weight": 3.0}}},
+            "variants: pull.student: centre_offset: expected given or learned, centre_weight is a n",
+        ),
+        (
+            ("variants",),
+            {
+                "pull": {
+                    "setup": "bs+ctr",
+                    "student": {"centre_weight": -3.0, "centre_offset": "given"},
+                }
+            },
+            "variants: pull.student: centre_weight: expected a number above 0, or null, got -3.0",
+        ),
+        (
+            ("student", "centre_offset"),
+            "given",
+            "centre_offset: expected null, centre_weight is null",
+        ),
+        (
+            ("student", "centre_offset"),
+            "mine",
+            "expected one of given, learned, or null, got 'mine'",
+        ),
         (("student", "halve_after"), [15], "halve_after: expected [], the schedule cosine"),
         (("speed", "batches"), [1, 16, 1], "batches: expected each size once"),
         (("paths", "artifacts"), "", "paths.artifacts"),
@@ -112,6 +157,23 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path, path, value, said):
 def test_what_is_just_right_is_accepted(tmp_path, path, value):
     section = load_study(changed(tmp_path, *path, value=value)).model_dump()[path[0]]
     assert section[path[1]] == value
+
+
+def test_the_centre_loss_needs_someone_who_has_it(tmp_path):
+    content = yaml.safe_load(SMOKE.read_text())
+    content["student"] |= {"centre_weight": 30.0, "centre_offset": "learned"}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        ParameterError, match=r"student\.centre_weight: expected null, no setup has"
+    ):
+        load_study(file)
+    content["variants"] = {"pull": {"setup": "bs+ch+ctr+div", "student": {}}}
+    file.write_text(yaml.safe_dump(content))
+    assert load_study(file).student_of("pull")[1].centre_weight == 30
+    content["variants"], content["setups"] = {}, [*content["setups"], "bs+ctr"]
+    file.write_text(yaml.safe_dump(content))
+    assert load_study(file).student_of("bs+ctr")[1].centre_offset == "learned"
 
 
 def test_a_missing_key_is_named(tmp_path):

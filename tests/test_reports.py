@@ -329,7 +329,7 @@ def test_failures_stand_among_the_findings_and_lead_to_the_pages(study: Study) -
     assert len(sentences) == 2 + len(SETUPS)
     assert all("photons asked for at 10 to 30 photons on " in text for text in sentences)
     links = [str(a["href"]) for a in under(page, "closure", "a")]
-    models = ("teacher", *SETUPS, "splitting")
+    models = ("teacher", *study.setups, "splitting")
     assert links[: len(models)] == [f"html/13_closure-{m.replace('+', '%2B')}.html" for m in models]
     assert not under(page, "closure", "img")
     draw(study, "09_closure", "What is kept.")

@@ -360,6 +360,24 @@ def test_kept_terms_leave_out_what_is_nothing_in_bs() -> None:
     }
 
 
+def test_kept_terms_leave_out_what_bs_does_not_have() -> None:
+    histories = {
+        ("n", "bs"): make_history(2, end=4.0, loss=4.0),
+        ("n", "bs+ctr"): make_history(2, end=5.0, centre=1.0, loss=6.0),
+    }
+    assert kept_terms(histories).to_dict("index") == {
+        ("n", "bs"): {"end": 4.0},
+        ("n", "bs+ctr"): {"end": pytest.approx(25.0)},
+    }
+    titles = [
+        axis.get_title()
+        for axis in figures.loss_terms_figure(
+            {setup: history for (_, setup), history in histories.items()}, "n"
+        ).axes
+    ]
+    assert titles == ["end", "what was minimised", "centre loss"]
+
+
 def test_figures_show_every_number_that_they_are_given(table: pd.DataFrame) -> None:
     figure = figures.table1_figure(table, published_table(1))
     ours = figure.axes[: len(METRICS)]

@@ -109,6 +109,30 @@ def test_a_variant_depends_on_its_own_values_alone() -> None:
     assert kept == names
 
 
+def test_what_was_trained_without_the_centre_loss_knows_nothing_of_it() -> None:
+    keys = {"centre_weight", "centre_offset"}
+    for stage in stages_of(SMALL):
+        assert not keys & set(stage.values.get("student", {}))
+        assert not keys & set(stage.shown.get("student", {}))
+    student = {"centre_weight": 30.0, "centre_offset": "given"}
+    variant = {"ctr": Variant(setup="bs+ctr", student=student)}
+    study = SMALL.model_copy(update={"variants": variant})
+    before = {stage.name: stage.values for stage in stages_of(SMALL)}
+    after = {stage.name: stage.values for stage in stages_of(study)}
+    assert {name: after[name] for name in before} == before
+    name = "03_student_distillation-n-ctr"
+    assert {key: after[name]["student"][key] for key in keys} == student
+    # a setup that has it beside others that have not: only its own are others
+    setups = SMALL.model_copy(update={"setups": [*SMALL.setups, "bs+ctr"]})
+    setups = changed(setups, "student", **student)
+    after = {stage.name: stage.values for stage in stages_of(setups)}
+    for name, values in before.items():
+        if name.startswith("03"):
+            assert after[name] == values
+    name = "03_student_distillation-n-bs+ctr"
+    assert {key: after[name]["student"][key] for key in keys} == student
+
+
 def test_another_seed_is_another_training_of_every_model() -> None:
     study = SMALL.model_copy(update={"seeds": [1, 3]})
     first, third = (

@@ -10,14 +10,21 @@ import torch
 from safetensors import safe_open
 
 from zdc_nb.data.events import Split, split_by_response
+from zdc_nb.data.expected import expected_centre
 from zdc_nb.data.simulation import simulate
-from zdc_nb.detector import ZN, channel_sums
+from zdc_nb.detector import ZN, Detector, channel_sums, load_detector, shower_centre
 from zdc_nb.flows.initialise import start_from_teacher
 from zdc_nb.flows.maf_iaf import Student, Teacher
-from zdc_nb.generator.encoding import channel_fractions, encode_responses
+from zdc_nb.generator.encoding import (
+    centre_in_flow,
+    channel_fractions,
+    channels_and_centre,
+    encode_responses,
+    flow_dim,
+)
 from zdc_nb.generator.surrogate import DivergenceError, load_surrogate, save_surrogate
 from zdc_nb.hardware import choose_device
-from zdc_nb.params import Study, derive_seed, load_study
+from zdc_nb.params import SETUPS, PreprocessingParams, Study, derive_seed, load_study
 from zdc_nb.storage import save_tensors
 from zdc_nb.training import (
     DISTILLATION_TERMS,
@@ -30,6 +37,7 @@ from zdc_nb.training import (
     train_teacher,
 )
 from zdc_nb.training import trainers as training
+from zdc_nb.training.losses import CENTRE, Aim
 
 SMOKE = load_study(Path(__file__).parents[1] / "params" / "smoke.yaml")
 
@@ -44,7 +52,7 @@ def tiny(**changes: dict[str, Any]) -> Study:
     for section, values in changes.items():
         updates[section] = updates.get(section, {}) | values
     sections = {k: getattr(SMOKE, k).model_copy(update=v) for k, v in updates.items()}
-    return SMOKE.model_copy(update={"device": "cpu", **sections})
+    return SMOKE.model_copy(update={"device": "cpu", "setups": [*SETUPS], **sections})
 
 
 def shares_of(x: torch.Tensor) -> torch.Tensor:
@@ -215,9 +223,10 @@ def test_diversity_weights_reach_the_samples_they_belong_to(parts, taught, monke
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("setup", ["bs", "bs+ch", "bs+div", "bs+ch+div"])
+@pytest.mark.parametrize("setup", SETUPS)
 def test_each_setup_minimises_its_own_sum(parts, taught, setup):
-    study = tiny(student={"epochs": 1})
+    centre = {"centre_weight": 20.0, "centre_offset": "given"} if "ctr" in setup else {}
+    study = tiny(student={"epochs": 1} | centre)
     teacher = taught[0]
     before = {k: v.clone() for k, v in teacher.flow.state_dict().items()}
     surrogate, history = distil_student(teacher, parts[0], parts[1], study, "all", setup)
@@ -225,14 +234,149 @@ def test_each_setup_minimises_its_own_sum(parts, taught, setup):
     rows = history[history.split == "validation"].set_index("term").value
     base = sum(rows[name] for name in DISTILLATION_TERMS if name != "channel")
     channel = study.student.channel_weight * rows["channel"] if "ch" in setup else 0
+    assert (CENTRE in rows) == ("ctr" in setup)
+    channel += 20.0 * rows.get(CENTRE, 0.0)
     assert rows["loss"] == pytest.approx(base + channel, rel=1e-4)
     trained = history[history.split == "train"].set_index("term").value
     total = sum(trained[name] for name in DISTILLATION_TERMS if name != "channel")
     total += study.student.channel_weight * trained["channel"] if "ch" in setup else 0
+    total += 20.0 * trained.get(CENTRE, 0.0)
     # weights of mean 1 change the sum, but only with diversity
     assert (trained["loss"] == pytest.approx(total, rel=1e-4)) != ("div" in setup)
     for name, value in teacher.flow.state_dict().items():
         assert torch.equal(value, before[name]), "the teacher must stay frozen"
+
+
+SPLITS = SMOKE.preprocessing.model_copy(
+    update={"coordinates": "splits", "noise": None, "alpha": None, "denoise": None}
+)
+FOCAL = load_detector("focal_h")
+COORDINATES = [(SMOKE.preprocessing, ZN), (SPLITS, ZN), (SPLITS, FOCAL)]
+
+
+@pytest.mark.parametrize(("params", "detector"), COORDINATES)
+def test_the_centre_is_that_of_the_photons_on_average_over_the_noise(
+    params: PreprocessingParams, detector: Detector
+) -> None:
+    events = simulate(12, 1, 300, 4, detector=detector)
+    counts = torch.from_numpy(events.responses.astype(np.int32))
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(400):
+        x, _ = encode_responses(counts, params, detector, generator)
+        seen = channels_and_centre(x, params, detector)
+        torch.testing.assert_close(seen[:, :-2], channel_fractions(x, params, detector))
+        found.append(seen[:, -2:].numpy())
+    true = shower_centre(events.responses, detector)
+    expected = centre_in_flow(true, events.photon_sum, params, detector)
+    np.testing.assert_allclose(np.mean(found, 0), expected, atol=0.1)
+    # with the noise of fibres it is another place
+    moved = np.abs(expected - true).max()
+    assert moved > 1 if params.coordinates == "fibres" else moved == 0
+
+
+@pytest.mark.parametrize(("params", "detector"), COORDINATES)
+def test_the_gradient_of_the_centre_is_that_of_finite_differences(
+    params: PreprocessingParams, detector: Detector
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, flow_dim(params, detector))
+    x = (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    aim = torch.tensor([[3.0, 30.0], [20.0, 11.0]], dtype=torch.float64)
+    weight = torch.tensor([0.3, 1.0], dtype=torch.float64)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        centre = channels_and_centre(x, params, detector)[:, -2:]
+        return (weight * ((centre - aim) / max(detector.shape)).square().sum(1)).sum()
+
+    (gradient,) = torch.autograd.grad(loss(x), x)
+    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+    some = [(0, 0), (1, 1), (0, shape[1] // 2), (1, shape[1] - 1)]
+    ways = [direction, *(torch.zeros(shape, dtype=torch.float64) for _ in some)]
+    for way, place in zip(ways[1:], some, strict=True):
+        way[place] = 1.0
+    for way in ways:
+        up, down = (loss(x.detach() + s * way) for s in (1e-5, -1e-5))
+        slope = float((up - down) / 2e-5)
+        assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-10)
+    assert float(gradient.abs().max()) > 0
+
+
+@torch.no_grad()
+def test_the_centre_term_is_the_weighted_squared_distance_in_sides_of_the_face(taught):
+    teacher = taught[0].flow
+    torch.manual_seed(4)
+    student = Student(ZN.dim, teacher.context, tiny().flow, seed=0).eval()
+    start_from_teacher(student, teacher, everything=False)
+    x, z = torch.randn(3, ZN.dim) - 7, torch.randn(3, ZN.dim)
+    condition = torch.randn(3, teacher.context)
+    aim = Aim(
+        torch.tensor([[3.0, 5.0], [40.0, 2.0], [9.0, 9.0]]), torch.tensor([0.5, 0.0, 1.0]), 44
+    )
+
+    def seen_by(x: torch.Tensor) -> torch.Tensor:
+        return channels_and_centre(x, SMOKE.preprocessing, ZN)
+
+    terms = distillation_terms(teacher, student, x, z, condition, seen_by, aim)
+    assert tuple(terms) == (*DISTILLATION_TERMS, CENTRE)
+    for n in range(3):
+        one = slice(n, n + 1)
+        there = teacher.trace(x[one], condition[one], keep=True)
+        back = student.trace(there.latent, condition[one], keep=True)
+        light = torch.sigmoid(back.data[0]).double().reshape(44, 44)
+        row = float(sum(i * light[i].sum() for i in range(44)) / light.sum())
+        column = float(sum(j * light[:, j].sum() for j in range(44)) / light.sum())
+        far = (row - float(aim.centre[n, 0])) ** 2 + (column - float(aim.centre[n, 1])) ** 2
+        assert float(terms[CENTRE][n]) == pytest.approx(
+            float(aim.weight[n]) * far / 44**2, rel=1e-4
+        )
+    without = distillation_terms(teacher, student, x, z, condition, shares_of)
+    for name, term in without.items():
+        torch.testing.assert_close(terms[name], term)
+
+
+def test_a_student_learns_with_the_centre_and_the_weight_of_each_particle(
+    parts, taught, monkeypatch
+):
+    seen = {}
+
+    def keep(centre, photon_sum, params, detector):
+        seen[len(centre)] = centre
+        return centre_in_flow(centre, photon_sum, params, detector)
+
+    monkeypatch.setattr(training, "centre_in_flow", keep)
+    centre = {"centre_weight": 20.0, "centre_offset": "learned", "epochs": 1}
+    distil_student(taught[0], parts[0], parts[1], tiny(student=centre), "all", "bs+ctr")
+    offset = training.learned_offset(parts[0])
+    assert offset != (0.0, 0.0)
+    for part in parts[:2]:
+        expected = expected_centre(part.pdg, part.features, ZN, offset).centre
+        np.testing.assert_array_equal(seen[len(part)], expected)
+
+
+def test_without_the_centre_loss_nothing_of_it_is_computed(parts, taught, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("nobody asked for it")
+
+    for name in ("expected_centre", "learned_offset", "centre_in_flow", "channels_and_centre"):
+        monkeypatch.setattr(training, name, refuse)
+    # also where other setups of the study have it
+    centre = {"centre_weight": 20.0, "centre_offset": "given"}
+    results = []
+    for study in (tiny(student={"epochs": 1}), tiny(student={"epochs": 1} | centre)):
+        student, history = distil_student(taught[0], parts[0], parts[1], study, "all", "bs+ch+div")
+        results.append((student.flow.state_dict(), history))
+    assert results[0][1].equals(results[1][1])
+    assert tuple(results[0][1]["term"].unique()) == ("loss", *DISTILLATION_TERMS)
+    for name, value in results[0][0].items():
+        assert torch.equal(value, results[1][0][name])
+    # and the sum is added up in the same order as ever
+    generator = torch.Generator().manual_seed(1)
+    terms = {name: torch.rand(64, generator=generator) for name in DISTILLATION_TERMS}
+    weights = torch.rand(64, generator=generator)
+    squares = torch.stack([terms[name] for name in DISTILLATION_TERMS[:-1]]).sum(0)
+    before = (weights * (squares + 30.0 * terms["channel"])).mean()
+    assert torch.equal(combined_loss(terms, weights, 30.0), before)
 
 
 def test_distillation_brings_the_student_closer(parts, taught):

@@ -54,10 +54,10 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     -------
     A row for each subset and setup, a column for each term: ``bs`` in its own numbers, the other
     setups in per cent of change against it (their own numbers where there is no ``bs``). A term
-    that is 0 in a ``bs``, as the blocks between are for a single transform, has no such change and
-    is left out.
+    that is 0 in a ``bs``, as the blocks between are for a single transform, or that a ``bs`` does
+    not have, as the centre loss, has no such change and is left out.
     """
-    rows = {}
+    rows: dict[tuple[str, str], pd.Series[float]] = {}
     for key, history in histories.items():
         validation = history[history["split"] == "validation"]
         terms = validation.pivot(index="epoch", columns="term", values="value")
@@ -65,7 +65,7 @@ def kept_terms(histories: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
         rows[key] = terms[order].iloc[int(terms["loss"].argmin())]
     table = pd.DataFrame(rows).T.rename_axis(["subset", "setup"])
     bases = table[table.index.get_level_values("setup") == "bs"]
-    table = table.loc[:, (bases != 0).all()]
+    table = table.loc[:, (bases.notna() & (bases != 0)).all()]
     for subset, setup in table.index:
         if setup != "bs" and (subset, "bs") in table.index:
             own, base = (rows[subset, name][table.columns] for name in (setup, "bs"))

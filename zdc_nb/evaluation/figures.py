@@ -56,6 +56,10 @@ COLOURS = {
     "bs+div": "#56b4e9",
     "bs+ch": "#de8f05",
     "bs+ch+div": "#d55e00",
+    "bs+ctr": "#5e3c99",
+    "bs+ctr+div": "#b2abd2",
+    "bs+ch+ctr": "#c51b7d",
+    "bs+ch+ctr+div": "#8e0152",
     "student": "#d55e00",
     "splitting": "#029e73",
     "binomial": "#949494",
@@ -69,6 +73,10 @@ MARKERS = {
     "bs+div": "v",
     "bs+ch": "^",
     "bs+ch+div": "D",
+    "bs+ctr": "P",
+    "bs+ctr+div": "<",
+    "bs+ch+ctr": "X",
+    "bs+ch+ctr+div": ">",
     "splitting": "*",
 }
 

@@ -25,6 +25,7 @@ TERMS = {
     "blocks_latent": "blocks between, latent loop",
     "made_latent": "spline parameters, latent loop",
     "channel": "channel loss",
+    "centre": "centre loss",
 }
 """The terms of a student's loss."""
 

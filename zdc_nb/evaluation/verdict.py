@@ -27,6 +27,10 @@ MEANINGS = {
     "bs+ch": "student with the channel loss",
     "bs+div": "student with diversity weights",
     "bs+ch+div": "student with both",
+    "bs+ctr": "student with the centre loss",
+    "bs+ctr+div": "student with the centre loss and diversity weights",
+    "bs+ch+ctr": "student with the channel and the centre loss",
+    "bs+ch+ctr+div": "student with all three",
     "splitting": "shares the photons between halves of ever smaller boxes",
 }
 """What the rows of :func:`summary_table` are, in a few words."""

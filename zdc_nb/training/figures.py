@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.evaluation.figures import epoch_axis
 from zdc_nb.evaluation.names import TERMS
-from zdc_nb.training.losses import DISTILLATION_TERMS
+from zdc_nb.training.losses import CENTRE, DISTILLATION_TERMS
 
 __all__ = ["likelihood_figure", "student_figure"]
 
@@ -22,6 +22,7 @@ _COMPARED = {
     "blocks_latent": "$x_i$ against $y_i$",
     "made_latent": "$p_i$ against $q_i$",
     "channel": "(eq. 2, unweighted)",
+    CENTRE: "(by its particles' weights)",
 }
 """What the terms of a student's loss compare."""
 
@@ -54,9 +55,11 @@ def student_figure(history: pd.DataFrame, subset: str, setup: str) -> Figure:
 
     ``history`` is that of :func:`zdc_nb.training.trainers.distil_student`.
     """
-    terms = [t for t in DISTILLATION_TERMS if (history[history.term == t].value > 0).any()]
-    figure = Figure(figsize=(12, 6.2), layout="constrained")
-    axes = figure.subplots(2, 4, sharex=True).ravel()
+    every = (*DISTILLATION_TERMS, CENTRE)
+    terms = [t for t in every if (history[history.term == t].value > 0).any()]
+    columns = 4 if len(terms) < 8 else 5
+    figure = Figure(figsize=(3 * columns, 6.2), layout="constrained")
+    axes = figure.subplots(2, columns, sharex=True).ravel()
     for axis, term in zip(axes, ["loss", *terms], strict=False):
         for split, colour in _COLOURS.items():
             part = history[(history.split == split) & (history.term == term)]
