@@ -39,6 +39,7 @@ __all__ = [
     "group_table",
     "groups_figure",
     "light_figure",
+    "panels_of",
     "repeats_figure",
     "save_figure",
     "species_table",
@@ -99,6 +100,19 @@ def description_of(path: Path) -> str:
         return str(picture.info.get("Description", ""))
 
 
+def panels_of(
+    shape: tuple[int, ...], down: int, across: int, wide: float, high: float
+) -> tuple[float, float]:
+    """Inches across and down of a grid of faces of ``shape``, of which a square one takes wide x high.
+
+    One that is not square takes less along its shorter side.
+    """
+    rows, columns = shape
+    spared = wide * (1 - min(1.0, columns / rows)), wide * (1 - min(1.0, rows / columns))
+    # labels take their place all the same
+    return across * max(wide - spared[0], 1.5), down * max(high - spared[1], 1.5)
+
+
 def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> Figure:
     """Pictures of single responses on one logarithmic scale of colour.
 
@@ -107,7 +121,8 @@ def gallery_figure(events: Events, chosen: Sequence[int] | NDArray[np.intp]) -> 
     """
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.9 * columns + 0.9, 3.1 * rows + 0.4), layout="constrained")
+    width, height = panels_of(events.detector.shape, rows, columns, 2.9, 3.1)
+    figure = Figure(figsize=(width + 0.9, height + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     shown = events[np.asarray(chosen)]
     responses = shown.responses
@@ -137,7 +152,8 @@ def repeats_figure(events: Events, count: int) -> Figure:
     shown = dict.fromkeys((PDG["gamma"], *events.detector.codes.values()))
     species = [pdg for pdg in shown if pdg in codes] or [int(codes[frequency.argmax()])]
     rows = [_repeats(events, pdg, count) for pdg in species]
-    figure = Figure(figsize=(2.3 * count + 1.4, 2.5 * len(rows) + 0.5), layout="constrained")
+    width, height = panels_of(events.detector.shape, len(rows), count, 2.3, 2.5)
+    figure = Figure(figsize=(width + 1.4, height + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
     brightest = int(events[np.concatenate(rows)].photons.max())
     for line, positions in zip(axes, rows, strict=True):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from zdc_nb.data.events import FEATURES, Events
-from zdc_nb.data.figures import PlainLog, draw_response, finish_faces
+from zdc_nb.data.figures import PlainLog, draw_response, finish_faces, panels_of
 from zdc_nb.data.symbols import drawn_symbol
 from zdc_nb.detector import containment_radius, shower_centre
 from zdc_nb.evaluation.closure import EVERYTHING
@@ -168,7 +168,8 @@ def sample_figure(
     tall = len(columns) > max(_WIDEST, len(events))
     down, across = (len(columns), len(events)) if tall else (len(events), len(columns))
     side = 2.0 if tall else 2.6
-    figure = Figure(figsize=(side * across + 0.8, (side + 0.15) * down), layout="constrained")
+    width, height = panels_of(events.detector.shape, down, across, side, side + 0.15)
+    figure = Figure(figsize=(width + 0.8, height), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     axes = grid.T if tall else grid
     brightest = max(int(column.max()) for column in columns)

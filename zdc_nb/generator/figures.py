@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from zdc_nb.data.events import Events
-from zdc_nb.data.figures import finish_faces
+from zdc_nb.data.figures import finish_faces, panels_of
 from zdc_nb.detector import Detector, split_tree
 from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.surrogate import Surrogate
@@ -29,7 +29,8 @@ def levels_figure(response: NDArray[np.uint16], detector: Detector) -> Figure:
     counts = tree.counts(response.reshape(1, -1))[0]
     columns = 4
     rows = -(-len(depths) // columns)
-    figure = Figure(figsize=(2.9 * columns + 0.9, 3.1 * rows + 0.4), layout="constrained")
+    width, height = panels_of(detector.shape, rows, columns, 2.9, 3.1)
+    figure = Figure(figsize=(width + 0.9, height + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis, depth in zip(axes.flat, depths, strict=False):
         boxes = tree.owner[depth]
@@ -79,7 +80,8 @@ def sight_figure(model: Surrogate, event: Events) -> Figure:
     counts = tree.counts(response.reshape(1, -1))[0]
     row, column = flow.impact(model.conditions(event))[0].detach().cpu().tolist()
     nodes = _choose_nodes(response, detector)
-    figure = Figure(figsize=(3.6 * len(nodes) + 0.9, 4.0), layout="constrained")
+    width, height = panels_of(detector.shape, 1, len(nodes), 3.6, 4.0)
+    figure = Figure(figsize=(width + 0.9, height), layout="constrained")
     axes = figure.subplots(1, len(nodes), squeeze=False, sharey=True)
     half = flow.params.window // 2
     for axis, node in zip(axes[0], nodes, strict=True):

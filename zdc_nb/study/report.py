@@ -63,17 +63,26 @@ def build_index(study: Study, file: str | Path, ended: bool = False) -> Path:
     begun = [state.started for state in states if state.started]
     ends = [s.started + s.duration for s in states if s.started and s.duration is not None]
     records = {state.name: state.record for state in states if state.record}
+    # slow to import
+    from zdc_nb.study.dataset import study_detector  # noqa: PLC0415
+    from zdc_nb.study.described import in_words, nothing_published  # noqa: PLC0415
+
+    detector, nothing = study_detector(study), nothing_published(study)
     page = TEMPLATES.get_template("index.html.j2").render(
         root="",
         here="index.html",
         groups=navigation(states, "index.html"),
         study=study,
+        detector=detector,
+        in_words=_html(in_words(detector)),
+        published=not nothing,
+        nothing_published=_html(nothing),
         file=Path(file).as_posix(),
         stages=states,
         notes=notes,
         unfinished=[state for state in states if state.state != "done"],
         made_by=made_by,
-        shown=_shown(tables, study.subsets[-1]),
+        shown=_shown(tables, study.subsets[-1], published=not nothing),
         left_out=tables.get("reference_left_out", pd.DataFrame()).to_dict("records"),
         figures=_figures(study, states),
         csv_files=sorted(path.name for path in (study.reports / "tables").glob("*.csv")),
@@ -177,8 +186,11 @@ def _plain(value: object) -> str:
 # --- Tables and findings ------------------------------------------------------------------------
 
 
-def _shown(tables: Mapping[str, pd.DataFrame], last: str) -> dict[str, Markup]:
-    """What the page shows of the tables that are there, as HTML; the small one is of data set ``last``."""
+def _shown(tables: Mapping[str, pd.DataFrame], last: str, published: bool) -> dict[str, Markup]:
+    """What the page shows of the tables that are there, as HTML; the small one is of data set ``last``.
+
+    With ``published`` the paper's stand beside ours.
+    """
     # slow to import, and not needed to tell what failed
     from zdc_nb import evaluation  # noqa: PLC0415
 
@@ -190,11 +202,11 @@ def _shown(tables: Mapping[str, pd.DataFrame], last: str) -> dict[str, Markup]:
             shown[name] = made if isinstance(made, Markup) else _html(made)
 
     def results(number: Literal[1, 2], rows: list[str], column: str) -> Callable[..., Markup]:
-        published = evaluation.published_table(number)
+        theirs = evaluation.published_table(number) if published else None
         return lambda table: (
             Markup()  # data without repeats have no Table 2
             if table.empty
-            else _table(evaluation.results_table(table, published, rows, column))
+            else _table(evaluation.results_table(table, theirs, rows, column))
         )
 
     of_table1 = ("told", "baselines", "comparison", "closure")
