@@ -141,15 +141,17 @@ def changed(content: dict[str, Any], keys: tuple[str, ...], value: object) -> No
         (("species",), ["p", "p"], "species: expected each name once"),
         (("channels", "strip 1", "strip"), [5, 4], r"strip: expected \[k, n\] with 1 <= k <= n, got \[5, 4\]"),
         (("channels", "strip 1", "strip"), [0, 4], r"strip: expected \[k, n\] with 1 <= k <= n"),
-        (("channels", "strip 1"), {"quadrant": "top lfet"}, r"quadrant: expected .*'top left'.*got 'top lfet'"),
-        (("channels", "strip 1"), {"square": 3}, r"strip 1\.square: .*unknown|square"),
+        (("channels", "strip 1"), {"quadrant": "top lfet"}, r"channels\.strip 1\.quadrant: expected one of top left, .*, got 'top lfet'"),
+        (("channels", "strip 1"), {"strips": [1, 4]}, r"channels\.strip 1\.strips: no such key; did you mean strip\?"),
+        (("simulation", "hadronic", "depth"), 0.0, r"simulation\.hadronic\.depth: expected a number above 0, got 0.0"),
+        (("simulation", "primaries", "species"), [{"pdg": 1, "abundance": -1.0, "energy": [1.0, 2.0], "slope": 1.0}], r"simulation\.primaries\.species\.0\.abundance: expected a number above 0, got -1.0"),
         (("simulation", "dipole"), None, "simulation.dipole: expected its extent, there is a deflection"),
         (("simulation", "primaries", "eta"), [3.0, 5.0], "eta: expected either eta or largest_angle, and null"),
         (("simulation", "primaries", "largest_angle"), None, "eta: expected either eta or largest_angle"),
-        (("conditions", "energy"), "cubic", r"energy: expected .*'standard'.*got 'cubic'"),
-        (("conditions", "speed"), "log", "speed"),
-        (("pitch",), -1.0, "pitch: expected"),
-        (("shape",), [0, 4], "shape"),
+        (("conditions", "energy"), "cubic", r"conditions: expected for each of energy, .* one of standard, log, robust, got .*cubic"),
+        (("conditions", "speed"), "log", "conditions: expected for each of energy, vx, .*, phi one of standard"),
+        (("pitch",), -1.0, "pitch: expected a number above 0, got -1.0"),
+        (("shape",), [0, 4], "shape: expected a list of 2, each a whole number above 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_with_the_key_and_what_was_expected(
@@ -290,7 +292,8 @@ def make_generator(detector: Detector) -> Generator:
     """Networks with random weights, of a detector."""
     events = some_particles(300, detector)
     context = ConditionScaler.fit_context(events)
-    particle = ConditionScaler.fit_particle(events.features, detector)
+    # each its own: a file shares nothing
+    particle, other = (ConditionScaler.fit_particle(events.features, detector) for _ in range(2))
     params = SplittingFlowParams(
         window=3,
         bins=4,
@@ -310,7 +313,7 @@ def make_generator(detector: Detector) -> Generator:
     return Generator(
         Surrogate(flow, params, context, None),
         PhotonSumModel(sums, [8], particle),
-        SignalModel(signal, [8], particle),
+        SignalModel(signal, [8], other),
         Domain.of(events.features, context.mean[1:4], detector),
         detector,
     )

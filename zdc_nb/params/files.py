@@ -144,16 +144,22 @@ def complaint(model: type[BaseModel], content: dict[str, Any], error: Any) -> st
     """What is wrong with one key, as a user would say it: key, what was expected, what was found."""
     keys: list[str] = []
     fields, field = model.model_fields, None
+    entries: type[BaseModel] | None = None  # what a mapping or list holds whose entry comes next
     value: Any = content
-    for part in map(str, error["loc"]):
-        if part not in fields:
+    for part in error["loc"]:
+        if entries is not None:
+            fields, entries = entries.model_fields, None
+        elif part in fields:
+            field = fields[part]
+            section, entries = _sections(field.annotation)
+            fields = section.model_fields if section else {}
+        else:
             break
-        keys.append(part)
-        field = fields[part]
-        value = value.get(part) if isinstance(value, dict) else None
-        section: Any = field.annotation
-        is_section = isinstance(section, type) and issubclass(section, BaseModel)
-        fields = section.model_fields if is_section else {}
+        keys.append(str(part))
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):  # missing, or no mapping
+            value = None
     name = ".".join(keys)
     if error["type"] == "extra_forbidden":
         wrong = str(error["loc"][-1])
@@ -173,6 +179,21 @@ def complaint(model: type[BaseModel], content: dict[str, Any], error: Any) -> st
     if isinstance(value, str) and (name, value) in _RENAMED_VALUES:
         return f"{name}: {value} is called {_RENAMED_VALUES[name, value]} now"
     return f"{name}: expected {expected}, got {value!r:.80}"
+
+
+def _sections(kind: Any) -> tuple[type[BaseModel] | None, type[BaseModel] | None]:
+    """The section that a key holds, null apart, or the one of each entry of its mapping or list."""
+    origin, members = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind, None
+    if (
+        origin in (Union, UnionType)
+        and len(rest := [m for m in members if m is not type(None)]) == 1
+    ):
+        return _sections(rest[0])
+    if origin in (dict, list):
+        return None, _sections(members[-1])[0]
+    return None, None
 
 
 _BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
