@@ -44,7 +44,7 @@ def names_of(study: Study) -> list[str]:
 
 
 def test_every_notebook_ran_with_its_parameters(smoke: Study) -> None:
-    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 1 + 2 + 2 + 4 + 6 + 2 + 1
+    assert len(names_of(smoke)) == 1 + 2 + 8 + 2 + 2 + 1 + 2 + 2 + 4 + 6 + 2 + 1 + 1
     for stage in stages_of(smoke):
         notebook = nbformat.read(stage.executed, as_version=4)
         tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -169,7 +169,7 @@ def planned(project: Path, changes: dict[str, Any]) -> set[str]:
 
 def test_only_what_depends_on_a_change_is_planned_and_a_change_back_is_none(own_copy: Path) -> None:
     after_training = {"evaluation", "ablations", "shower_shapes", "models"}
-    after_training |= {"closure", "new_particles", "generator"}
+    after_training |= {"closure", "new_particles", "generator", "collisions"}
     for changes, expected in (
         ({"evaluation": {"runs": 6}}, {"photon_sum", "baselines", *after_training}),
         ({"student": {"epochs": 3}}, {"student", "speed", *after_training}),

@@ -51,11 +51,11 @@ def test_a_change_of_the_evaluation_trains_nothing() -> None:
         for name in ("07_baselines", "08_evaluation", "14_new_particles")
         for s in SMALL.subsets
     }
-    assert found == evaluations | ALWAYS | {"15_generator-all"}
+    assert found == evaluations | ALWAYS | {"15_generator-all", "16_collisions-all"}
 
 
 SHOWN = {"evaluation", "ablations", "shower_shapes", "speed", "models"}
-SHOWN |= {"closure", "new_particles", "generator"}
+SHOWN |= {"closure", "new_particles", "generator", "collisions"}
 """Kinds of stages that show every model."""
 
 
@@ -71,6 +71,7 @@ SHOWN |= {"closure", "new_particles", "generator"}
             set(TABLE) - {"data", "baselines", "splitting", "photon_sum", "signal"},
         ),
         ("data", {"min_photons": 11}, set(TABLE)),
+        ("collisions", {"events": 7}, {"collisions"}),
         ("paths", {"reports": "elsewhere"}, set()),
         ("evaluation", {"figure_particles": 9}, set()),
     ],
@@ -99,7 +100,7 @@ def test_a_variant_depends_on_its_own_values_alone() -> None:
     # who reads it shows it anew
     pairs = zip(stages_of(study), stages_of(other), strict=True)
     shown = {one.row.name for one, two in pairs if one.fingerprint != two.fingerprint}
-    assert shown == ({"student"} | SHOWN) - {"generator"}
+    assert shown == ({"student"} | SHOWN) - {"generator", "collisions"}
     # what the variant says itself, the section need not
     weight = changed(study, "student", channel_weight=3.0)
     assert heavy.name not in depending(study, weight)
@@ -263,6 +264,7 @@ def test_what_is_missing_or_of_another_teacher_is_made_again_with_all_that_needs
     assert set(again) == {
         *(name for name in trainings_of(study, "all") if "student" in name),
         *("08_evaluation-all", "14_new_particles-all", "15_generator-all", "11_speed"),
+        "16_collisions-all",
         *of_n,
         *ALWAYS,
     }
@@ -296,6 +298,30 @@ def test_marks_of_stages_that_run_again_are_never_the_same_twice(
     mark_outdated(study)
     assert mark_of(study, "01_data_exploration").read_bytes() == before
     assert mark_of(study, "01_data_exploration").stat().st_mtime == 0
+
+
+def test_collisions_depend_on_what_their_list_holds_not_on_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(new_project(tmp_path))
+    for name, content in (("one.csv", "same"), ("two.csv", "same"), ("three.csv", "other")):
+        Path(name).write_text(content, "utf-8")
+    of = [changed(SMALL, "collisions", file=f"{n}.csv") for n in ("one", "two", "three")]
+    assert depending(of[0], of[1]) == set()
+    assert depending(of[0], of[2]) == {"16_collisions-all"}
+    assert depending(SMALL, of[0]) == {"16_collisions-all"}
+
+
+@pytest.mark.parametrize("section", ["collisions", "photon_sum"])
+def test_without_collisions_or_a_generator_there_is_no_stage_of_them(section: str) -> None:
+    without = SMALL.model_copy(update={section: None})
+    rows = {stage.row.name for stage in stages_of(without)}
+    assert "collisions" not in rows
+    # and all else depends on what it did
+    values = {stage.name: stage.values for stage in stages_of(SMALL)}
+    if section == "collisions":
+        assert all(stage.values == values[stage.name] for stage in stages_of(without))
+        assert rows == {*TABLE} - {"collisions"}
 
 
 def test_a_study_without_a_splitting_flow_has_a_grid_without_it(tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
-"""The command ``zdc-nb``: from a file of particles to a file of responses, and export for O2."""
+"""The command ``zdc-nb``: from a file of particles to a file of responses or of their sums by event, and
+export for O2."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from zdc_nb.data.events import Events
 from zdc_nb.params import ParameterError, UserError
+
+if TYPE_CHECKING:
+    from zdc_nb.data.particles import Collisions
+    from zdc_nb.generator.generator import Generator
 
 __all__ = ["main"]
 
@@ -36,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         help="draw a response for each particle of a file",
         description="Draw a response for each particle of a file, any number of them. The file of "
         "responses is a ROOT file of this project's format, a row for each particle in the same order; "
-        "a particle that sends no light has a row without photons.",
+        "a particle that sends no light has a row without photons. With --events it is a table of sums of "
+        "all particles of an event on each side, as CSV or ROOT.",
     )
     generate.add_argument("--model", type=Path, required=True, help="generator, .safetensors")
     generate.add_argument(
@@ -48,7 +55,20 @@ def _parser() -> argparse.ArgumentParser:
         "response); or .npz of one array of these in the order energy, vx, vy, vz, px, py, "
         "pz, mass, charge",
     )
-    generate.add_argument("--out", type=Path, required=True, help="responses, .root")
+    generate.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="responses, .root; with --events sums, .csv or .root",
+    )
+    generate.add_argument(
+        "--events",
+        action="store_true",
+        help="add up the responses of each event, which the column event of the particles tells (of "
+        ".npz the 11th, after the PDG code), and write a row for each event and side (A: pz > 0, C: "
+        "pz < 0): particles, photons, channels, centre and asymmetries. Particles that the generator has "
+        "not learned are left out and counted",
+    )
     generate.add_argument("--seed", type=_seed, default=1, help="default: %(default)s")
     generate.add_argument(
         "--batch", type=_batch, default=512, help="drawn at once; default: %(default)s"
@@ -102,8 +122,9 @@ def _generate(given: argparse.Namespace) -> None:
     from zdc_nb.generator.surrogate import DivergenceError  # noqa: PLC0415
     from zdc_nb.hardware import choose_device  # noqa: PLC0415
 
-    if given.out.suffix != ".root":
-        _refuse(f"--out: expected a .root file, got {given.out}")
+    suffixes = (".csv", ".root") if given.events else (".root",)
+    if given.out.suffix not in suffixes:
+        _refuse(f"--out: expected a {' or '.join(suffixes)} file, got {given.out}")
     if given.out.resolve() == given.particles.resolve():
         _refuse(f"--out: {given.out} is the file of particles")
     try:
@@ -112,6 +133,12 @@ def _generate(given: argparse.Namespace) -> None:
         _refuse(f"--device: {error}")
     generator = Generator.load(given.model, given.device)
     total = count_particles(given.particles)
+    if given.events:
+        try:
+            _sum_events(given, generator, total)
+        except DivergenceError as error:
+            _refuse(f"{given.model}: {error}")
+        return
     particles = read_particles(given.particles, generator.detector)
     drawn = generator.sample_parts(particles, given.seed, given.batch, total, str(given.particles))
     written = 0
@@ -129,6 +156,31 @@ def _generate(given: argparse.Namespace) -> None:
     except DivergenceError as error:
         _refuse(f"{given.model}: {error}")
     print(f"{given.out}: {written} responses")
+
+
+def _sum_events(given: argparse.Namespace, generator: Generator, total: int) -> None:
+    # slow to import
+    from zdc_nb.data.particles import read_collisions  # noqa: PLC0415
+    from zdc_nb.evaluation.collisions import collision_sums, write_sums  # noqa: PLC0415
+    from zdc_nb.generator.collisions import answer_collisions, unanswered  # noqa: PLC0415
+
+    reasons: Counter[str] = Counter()
+
+    def counted() -> Iterator[Collisions]:
+        for part in read_collisions(given.particles, generator.detector):
+            reasons.update(unanswered(generator, part.particles).tolist())
+            yield part
+
+    answers = answer_collisions(generator, counted(), given.seed, given.batch, total)
+    sums = collision_sums(answers, generator.detector)
+    write_sums(sums, given.out)
+    answered = reasons.pop("", 0)
+    print(f"{given.out}: {sums['event'].nunique()} events, {answered} particles")
+    if reasons:
+        by_reason = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        print(
+            f"left out: {reasons.total()} particles that the generator does not answer ({by_reason})"
+        )
 
 
 def _together(parts: Iterable[Events]) -> Iterator[Events]:

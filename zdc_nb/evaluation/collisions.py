@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import awkward as ak
 import numpy as np
 import pandas as pd
 import uproot
@@ -198,10 +199,10 @@ def write_sums(table: pd.DataFrame, path: Path) -> None:
         write_csv(table, path)
         return
     with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
-        sides = table["side"].tolist()
-        file["events"] = {
-            name: sides if name == "side" else table[name].to_numpy() for name in table.columns
-        }
+        columns = {name: table[name].to_numpy() for name in table.columns if name != "side"}
+        types = {name: values.dtype for name, values in columns.items()}
+        tree = file.mktree("events", {"side": "string", **types})
+        tree.extend({"side": ak.Array(table["side"].tolist()), **columns})
 
 
 # --- Generated against simulated ------------------------------------------------------------------
