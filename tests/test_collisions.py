@@ -30,6 +30,7 @@ from zdc_nb.evaluation.collisions import (
     collision_findings,
     collision_sums,
     compare_collisions,
+    dark_faces,
     dark_findings,
     left_out_findings,
     write_sums,
@@ -422,9 +423,18 @@ def test_quantities_that_no_event_has_are_not_compared() -> None:
     assert "of 18 quantities" in text
     assert "nan" not in text
     assert "nothing can be said" in collision_findings(found.reset_index().assign(events=0))
-    said = dark_findings(one, again, other.assign(photons=other["side"] == "A"))
-    assert "100.0% and 100.0% in two simulations, 0.0% generated (A)" in said
-    assert "100.0% and 100.0% in two simulations, 100.0% generated (C)" in said
+
+
+def test_dark_faces_are_counted_by_side() -> None:
+    table = made_up(np.random.default_rng(1), 20, ZN)
+    table.loc[(table["side"] == "C") & (table["event"] < 5), "photons"] = 0
+    dark = dark_faces(table)
+    assert dark.to_dict() == {"A": 0.0, "C": 0.25}
+    rows = pd.DataFrame({"simulated": dark, "again": dark, "bright": 2 * dark, "generated": 0.5})
+    said = dark_findings(rows, 10)
+    assert "25.0% and 25.0% in two simulations, 50.0% in the first without" in said
+    assert "fewer than 10 photons, 50.0% generated (C)" in said
+    assert "0.0% and 0.0% in two simulations, 0.0% in" in said
 
 
 # --- From particles alone -------------------------------------------------------------------------
@@ -482,7 +492,9 @@ def test_the_notebook_puts_collisions_side_by_side(tiny: Study, project: tuple[P
     table = pd.read_csv(tiny.reports / "tables" / "collisions-all.csv")
     sides = len(detector.sides)
     assert len(table) == sides * (1 + len(detector.channels) + 4) + (sides == 2)
-    assert np.isfinite(table.loc[table["events"] > 1, ["WS", "WS_floor", "WS_chance"]]).all(None)
+    assert np.isfinite(table.loc[table["events"] > 1, ["WS", "WS_floor", "WS_chance"]]).all(
+        axis=None
+    )
     sums = pd.read_csv(tiny.reports / "tables" / "collision_sums-all.csv")
     kinds = {kind: part.reset_index(drop=True) for kind, part in sums.groupby("kind")}
     assert {*kinds} == {"simulated", "simulated again", "generated"}
@@ -539,9 +551,26 @@ def test_a_collided_study_is_repeated_by_its_seed_and_left_out_particles_are_cou
     for table in found.sums:
         assert table["event"].unique().tolist() == [0, 1, 2]
         assert table["particles"].sum() == len(few) - reasons.sum()
-    assert "1 that cannot be simulated not counted" in left_out_findings(
+    # a face is dark more often where faint responses are dropped
+    assert (found.dark["bright"] >= found.dark["simulated"]).all()
+    assert found.dark["simulated"].to_numpy() * 3 == pytest.approx(
+        [(part["photons"] == 0).sum() for _, part in found.simulated.groupby("side", sort=False)]
+    )
+    assert f"{reasons.sum()} of {len(few)} particles" in left_out_findings(
         found.particles, found.left_out
     )
+
+
+def test_who_is_left_out_is_told_by_reason_with_the_light_that_is_missing() -> None:
+    rows = [("energy", 22, 3, 0.02), ("energy", 2112, 1, 0.01), ("species", 13, 2, np.nan)]
+    left_out = pd.DataFrame(rows, columns=["reason", "pdg", "particles", "share"])
+    said = left_out_findings(100, left_out)
+    assert "6 of 100 particles (6.00%) are left out of all sums" in said
+    assert "4 of energies that it has not learned (γ 3, n 1)" in said
+    assert "2 of species that the generator has not learned (μ⁻ 2)" in said
+    assert "bring 3.00% of the simulated light, 2 that cannot be simulated not counted" in said
+    assert "is not known" in left_out_findings(100, left_out[2:])
+    assert left_out_findings(100, left_out[:0]) == "All 100 particles are in all of the sums."
 
 
 def test_what_a_study_cannot_compare_is_refused(tiny: Study) -> None:
@@ -625,7 +654,7 @@ def test_the_command_of_the_docs_runs_as_it_stands(
     assert {*sums["event"]} == {*collisions.event.tolist()}
     # the page tells what every column is
     section = text.split("### Whole events")[1].split("\n## ")[0]
-    for name in sums:
+    for name in map(str, sums):
         assert f"`{name}`" in section or (name.startswith("channel_") and "`channel_*`" in section)
 
 

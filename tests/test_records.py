@@ -278,21 +278,21 @@ def with_value(study: Study, key: str, value: object) -> Study:
     return study.model_copy(update={section: value})
 
 
-TEACHERS = "02 03 08 09 10 11 12 13 14 15"
+TEACHERS = "02 03 08 09 10 11 12 13 14 15 16"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "numbers"),
     [
-        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15"),
-        ("splitting.learning_rate", 1e30, "04 08 09 10 11 12 13 14 15"),
+        ("data.fractions", (0.5, 0.25, 0.25), "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16"),
+        ("splitting.learning_rate", 1e30, "04 08 09 10 11 12 13 14 15 16"),
         ("flow.bins", 17, TEACHERS),
         ("preprocessing.alpha", 0.2, TEACHERS),
         ("teacher.learning_rate", 1e30, TEACHERS),
-        ("student.channel_weight", 77.0, "03 08 09 10 11 12 13 14 15"),
-        ("photon_sum.learning_rate", 1e30, "05 08 09 10 12 13 14 15"),
-        ("signal.learning_rate", 1e30, "06 15"),
-        ("evaluation.runs", 17, "05 07 08 09 10 12 13 14 15"),
+        ("student.channel_weight", 77.0, "03 08 09 10 11 12 13 14 15 16"),
+        ("photon_sum.learning_rate", 1e30, "05 08 09 10 12 13 14 15 16"),
+        ("signal.learning_rate", 1e30, "06 15 16"),
+        ("evaluation.runs", 17, "05 07 08 09 10 12 13 14 15 16"),
         ("speed.runs", 17, "11 12 15"),
         ("device", "cuda", ""),
         ("tracking", "wandb", ""),

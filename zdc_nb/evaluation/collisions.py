@@ -44,6 +44,7 @@ __all__ = [
     "collision_quantities",
     "collision_sums",
     "compare_collisions",
+    "dark_faces",
     "dark_findings",
     "left_out_findings",
     "left_out_table",
@@ -302,9 +303,8 @@ def _compared(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = other[chosen].std(axis=1) / one[chosen].std(axis=1)
         width_ratio = other.std() / one.std()
-    tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-    low, high = np.quantile(shift, tails)
-    thin, wide = np.nanquantile(ratio, tails) if np.isfinite(ratio).any() else (np.nan, np.nan)
+    low, high = _interval(shift)
+    thin, wide = _interval(ratio)
     return {
         "events": len(one),
         "WS": _distance(one, other),
@@ -321,6 +321,16 @@ def _compared(
         "ratio_low": thin,
         "ratio_high": wide,
     }
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """That holds :data:`_LEVEL` of the values; those that are NaN do not count, some may be infinite."""
+    known = np.sort(values[~np.isnan(values)])
+    if len(known) == 0:
+        return np.nan, np.nan
+    tails = np.array([1 - _LEVEL, 1 + _LEVEL]) / 2 * (len(known) - 1)
+    low, high = known[np.rint(tails).astype(np.int64)]
+    return float(low), float(high)
 
 
 def _both(
@@ -381,16 +391,23 @@ def shown(table: pd.DataFrame) -> Styler:
     return found.style.format({**digits, "ratio": "{:.3f}"}).hide(axis="index")
 
 
-def dark_findings(simulated: pd.DataFrame, again: pd.DataFrame, generated: pd.DataFrame) -> str:
-    """How many events leave a face dark, in a sentence about every side."""
-    said = []
-    for side in dict.fromkeys(simulated["side"]):
-        shares = [
-            (table.loc[table["side"] == side, "photons"] == 0).mean()
-            for table in (simulated, again, generated)
-        ]
-        one, other, drawn = shares
-        said.append(f"{one:.1%} and {other:.1%} in two simulations, {drawn:.1%} generated ({side})")
+def dark_faces(sums: pd.DataFrame) -> pd.Series:
+    """By side, the share of events without a photon there."""
+    return sums["photons"].eq(0).groupby(sums["side"], sort=False).mean()
+
+
+def dark_findings(dark: pd.DataFrame, min_photons: int) -> str:
+    """How many events leave a face dark, in a sentence about every side.
+
+    ``dark`` by side: shares ``simulated``, ``again`` (with another seed), ``generated`` and ``bright``,
+    simulated without responses of fewer than ``min_photons``.
+    """
+    said = [
+        f"{row['simulated']:.1%} and {row['again']:.1%} in two simulations, {row['bright']:.1%} in the "
+        f"first without responses of fewer than {min_photons} photons, {row['generated']:.1%} generated "
+        f"({side})"
+        for side, row in dark.iterrows()
+    ]
     return f"Events without a photon on a face: {'; '.join(said)}."
 
 

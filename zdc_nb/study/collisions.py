@@ -16,11 +16,12 @@ from zdc_nb.evaluation.collisions import (
     collision_findings,
     collision_sums,
     compare_collisions,
+    dark_faces,
     dark_findings,
     left_out_findings,
 )
 from zdc_nb.evaluation.sentences import as_list
-from zdc_nb.generator.collisions import answer_collisions, unanswered
+from zdc_nb.generator.collisions import OTHER_SIDE, answer_collisions, unanswered
 from zdc_nb.generator.generator import Generator
 from zdc_nb.params import ParameterError, Study, derive_seed, project_root
 from zdc_nb.study.dataset import study_detector
@@ -44,6 +45,9 @@ class Collided:
     left_out
         particles that are in none of the sums: ``reason``, ``pdg``, ``particles``, ``share`` (of all
         simulated light; NaN where that cannot be simulated).
+    dark
+        by side, the share of events without a photon there: ``simulated``, ``again``, ``generated``, and
+        ``bright``, simulated without the faint responses.
     faint
         share of the simulated light of the others that is in responses of fewer photons than the study
         keeps, which its generator has never seen.
@@ -55,6 +59,7 @@ class Collided:
     compared: pd.DataFrame
     particles: int
     left_out: pd.DataFrame
+    dark: pd.DataFrame
     faint: float
 
     @property
@@ -89,9 +94,13 @@ def study_collisions(study: Study) -> tuple[Collisions, NDArray[np.int64]]:
         seed = derive_seed(study.seed, "collisions")
         return draw_collisions(events, seed, detector), np.arange(events)
     path = project_root() / study.collisions.file
-    every = Collisions.join([*read_collisions(path, detector)])
-    numbers = np.unique(every.event)[:events]
-    return every[np.isin(every.event, numbers)], numbers
+    found: list[Collisions] = []
+    numbers = np.empty(0, np.int64)
+    for part in read_collisions(path, detector):
+        every = Collisions.join([*found, part])
+        numbers = np.unique(every.event)[:events]
+        found = [every[np.isin(every.event, numbers)]]
+    return found[0], numbers
 
 
 def collide(study: Study, generator: Generator) -> Collided:
@@ -117,6 +126,7 @@ def collide(study: Study, generator: Generator) -> Collided:
         for k in (1, 2)
     ]
     light[possible] = both[0][1]
+    light[why == OTHER_SIDE] = 0
     answers = answer_collisions(
         generator, [collisions[kept]], seed("generation"), study.evaluation.batch, int(kept.sum())
     )
@@ -134,8 +144,17 @@ def collide(study: Study, generator: Generator) -> Collided:
     )[~kept]
     grouped = table.groupby(["reason", "pdg"], as_index=False)
     left_out = grouped.agg({"particles": "sum", "share": lambda part: part.sum(min_count=1)})
-    faint = light[kept & (light < study.data.min_photons)].sum() / max(int(light[kept].sum()), 1)
-    return Collided(simulated, again, generated, compared, len(collisions), left_out, float(faint))
+    bright = kept & (light >= study.data.min_photons)
+    seen = [dark_faces(table) for table in (simulated, again, generated)]
+    lit = collision_sums([(collisions[bright], None)], detector, numbers)
+    without_faint = lit["left_out"].eq(0).groupby(lit["side"], sort=False).mean()
+    dark = pd.DataFrame(
+        {"simulated": seen[0], "again": seen[1], "bright": without_faint, "generated": seen[2]}
+    )
+    faint = 1 - light[bright].sum() / max(int(light[kept].sum()), 1)
+    return Collided(
+        simulated, again, generated, compared, len(collisions), left_out, dark, float(faint)
+    )
 
 
 def _simulated(
@@ -161,9 +180,9 @@ def collided_findings(study: Study, collided: Collided, signal: bool) -> str:
     said = [left_out_findings(collided.particles, collided.left_out)]
     said.append(
         f"Responses of fewer than {study.data.min_photons} photons hold {collided.faint:.2%} of the "
-        "simulated light; the study drops them, so that its generator draws none for such particles."
+        "simulated light; the study drops them, so that its generator is to draw none for such particles."
     )
-    said.append(dark_findings(collided.simulated, collided.again, collided.generated))
+    said.append(dark_findings(collided.dark, study.data.min_photons))
     if not signal:
         said.append(
             "The generator has no model of the signal: it gives light to every particle, and sums that "
