@@ -566,7 +566,7 @@ def test_who_is_left_out_is_told_by_reason_with_the_light_that_is_missing() -> N
     left_out = pd.DataFrame(rows, columns=["reason", "pdg", "particles", "share"])
     said = left_out_findings(100, left_out)
     assert "6 of 100 particles (6.00%) are left out of all sums" in said
-    assert "4 of energies that it has not learned (γ 3, n 1)" in said
+    assert "4 of energies that it has not learned (γ 3, n 1)" in said  # noqa: RUF001
     assert "2 of species that the generator has not learned (μ⁻ 2)" in said
     assert "bring 3.00% of the simulated light, 2 that cannot be simulated not counted" in said
     assert "is not known" in left_out_findings(100, left_out[2:])

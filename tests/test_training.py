@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from zdc_nb.data.events import Split, split_by_response
-from zdc_nb.data.expected import expected_centre
+from zdc_nb.data.expected import expected_centre, learned_offset
 from zdc_nb.data.simulation import simulate
 from zdc_nb.detector import ZN, Detector, channel_sums, load_detector, shower_centre
 from zdc_nb.flows.initialise import start_from_teacher
@@ -347,7 +347,7 @@ def test_a_student_learns_with_the_centre_and_the_weight_of_each_particle(
     monkeypatch.setattr(training, "centre_in_flow", keep)
     centre = {"centre_weight": 20.0, "centre_offset": "learned", "epochs": 1}
     distil_student(taught[0], parts[0], parts[1], tiny(student=centre), "all", "bs+ctr")
-    offset = training.learned_offset(parts[0])
+    offset = learned_offset(parts[0])
     assert offset != (0.0, 0.0)
     for part in parts[:2]:
         expected = expected_centre(part.pdg, part.features, ZN, offset).centre
