@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from zdc_nb.evaluation.claim import claim_figure, claim_findings, claim_rest
-from zdc_nb.params import ParameterError
-from zdc_nb.study.claim import load_claim
+from zdc_nb.params import ParameterError, load_study
+from zdc_nb.study.claim import _weight, load_claim
 
 METRICS = {"WS": 5.0, "MAE_cw": 20.0, "centre MAE": 2.0, "radius MAE": 3.0}
 
@@ -26,6 +26,7 @@ def rows_of(
         rows.append(
             {
                 "study": "fibres",
+                "loss": "channel",
                 "subset": "lambda",
                 "model": model,
                 "metric": metric,
@@ -88,6 +89,49 @@ def test_the_best_weight_is_named_with_what_it_costs() -> None:
     assert "Shown worse in MAE_cw: weights 1." in first
 
 
+def test_of_the_centre_loss_the_centre_is_told_and_the_channels_are_its_price() -> None:
+    better = {"centre MAE": (-50.0, -60.0, -40.0)}
+    costs = {"MAE_cw": (30.0, 10.0, 50.0)}
+    for changes, verdict in (
+        (better, "to be larger, on lambda; at the price of a larger one on none"),
+        (better | costs, "to be larger, on none; at the price of a larger one on lambda"),
+        (better | COSTS, "to be larger, on none; at the price of a larger one on lambda"),
+        (costs, "on none; at the price of a larger one on none; not shown on lambda"),
+    ):
+        table = table_of(rows_of("scratch_ctr10", 10.0, changes)).assign(loss="centre")
+        found = claim_findings(table)
+        assert "Does a centre loss of any weight give a smaller centre MAE?" in found[-2]
+        assert "errors of channels and radius that are not shown" in found[-2]
+        assert verdict in found[-2]
+    assert "smallest centre MAE is at weight 10, 2.00 to 2.00 fibres" in found[0]
+    assert "MAE_cw +30% [+10, +50]" in found[0]
+    labels = {axis.get_xlabel() for axis in claim_figure(table, "centre MAE").axes}
+    assert labels == {"weight of the centre loss (0: without)"}
+
+
+def test_the_weight_told_is_that_of_the_loss_where_nothing_else_differs() -> None:
+    study = load_study("params/claim_ctr_focal.yaml")
+    without = {"teacher": "bs"}
+    centre = {name: _weight(study, name, without, "centre") for name in study.students}
+    assert centre == {
+        "bs": 0.0,
+        "ctr1": 1.0,
+        "ctr10": 10.0,
+        "ctr100": 100.0,
+        "ch": None,
+        "ch_ctr10": None,
+    }
+    channel = {name: _weight(study, name, without, "channel") for name in study.students}
+    assert channel == {
+        "bs": 0.0,
+        "ctr1": None,
+        "ctr10": None,
+        "ctr100": None,
+        "ch": 30.0,
+        "ch_ctr10": None,
+    }
+
+
 def test_a_single_training_is_called_one() -> None:
     table = table_of(rows_of("scratch_ch30", 30.0, HELPS)).assign(trainings=1)
     assert "One training says nothing" in claim_findings(table)[-1]
@@ -128,10 +172,16 @@ def test_a_row_without_its_first_panel_keeps_its_axis() -> None:
 def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "claim.yaml"
     file.write_text(
-        yaml.safe_dump({"reports": "reports", "studies": ["params/small.yaml"], "open": []})
+        yaml.safe_dump(
+            {"reports": "reports", "loss": "channel", "studies": ["params/small.yaml"], "open": []}
+        )
     )
     with pytest.raises(ParameterError, match=r"claim\.yaml: studies: expected .*, got \["):
         load_claim(file)
-    file.write_text(yaml.safe_dump({"reports": "reports", "studies": {"fibres": []}, "open": []}))
+    file.write_text(
+        yaml.safe_dump(
+            {"reports": "reports", "loss": "channel", "studies": {"fibres": []}, "open": []}
+        )
+    )
     with pytest.raises(ParameterError, match=r"claim\.yaml: studies"):
         load_claim(file)

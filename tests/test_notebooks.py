@@ -256,7 +256,8 @@ def test_particles_never_seen_and_split_coordinates_through_the_whole_grid(
     assert (compared["low"] <= compared["high"]).all()
     assert_tested_on_seen_and_new(study, students, models)
     # students of several studies against the weight of their channel loss
-    claim = {"reports": "reports", "studies": {"splits": ["params/new.yaml"]}, "open": []}
+    claim = {"loss": "channel", "studies": {"splits": ["params/new.yaml"]}}
+    claim |= {"reports": "reports", "open": []}
     Path("params/claim.yaml").write_text(yaml.safe_dump(claim), "utf-8")
     command = ("papermill", "notebooks/20_claim.ipynb", "out.ipynb")
     done = run(project, *command, "-r", "claim", "params/claim.yaml")

@@ -1,12 +1,12 @@
-"""Does the channel loss help? Error against its weight, in pictures and sentences.
+"""Does the channel loss, or the centre loss, help? Error against its weight, in pictures and sentences.
 
 A table here has a row for each metric of each model of each study and data set, with the columns
 
 study, subset, model, start
     what the study is called, such as ``fibres``; names; ``scratch`` or ``teacher``, where a student
     began (empty for what is no student).
-weight
-    of the channel loss, 0 without it; empty where more than the weight tells a student from the
+loss, weight
+    ``channel`` or ``centre``, the same in all rows; its weight, 0 without it; empty where more than the weight tells a student from the
     setup ``bs`` of the same start.
 metric, value, low, high, trainings
     mean over trainings and generations, with its interval.
@@ -36,12 +36,17 @@ _STARTS = {"scratch": ("#d55e00", "o", "from scratch"), "teacher": ("#0173b2", "
 
 _UNITS = {"centre MAE": "fibres", "radius MAE": "fibres"}
 
-_PRICE = ("centre MAE", "radius MAE")
-"""What must not become worse for a better channel error."""
+_MADE_FOR = {"channel": "MAE_cw", "centre": "centre MAE"}
+"""The error that a loss is to make smaller."""
+
+_PRICE = {"channel": ("centre MAE", "radius MAE"), "centre": ("MAE_cw", "radius MAE")}
+"""What must not become worse for it."""
+
+_NAMES = {"MAE_cw": "channels", "centre MAE": "centre", "radius MAE": "radius"}
 
 
 def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
-    """A metric against the weight of the channel loss, with intervals.
+    """A metric against the weight of the loss, with intervals.
 
     A panel for each data set (row) and study (column), a line for each start; beside them the
     teacher, and new simulations scaled to the photon sum (``reference+sum``).
@@ -65,7 +70,7 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
             axis.set_title(
                 f"{drawn_symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
             )
-            axis.set_xlabel("weight of the channel loss (0: without)")
+            axis.set_xlabel(f"weight of the {_loss(table)} loss (0: without)")
         shown[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
         shown[0].tick_params(labelleft=True)
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -123,11 +128,17 @@ def claim_rest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_findings(table: pd.DataFrame) -> list[str]:
-    """What is shown, and what is not, of the channel loss and of what else was tried."""
+    """What is shown, and what is not, of the loss."""
     return [*_sentences(table)]
 
 
+def _loss(table: pd.DataFrame) -> str:
+    return str(table["loss"].iloc[0])
+
+
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
+    loss = _loss(table)
+    price = " and ".join(_NAMES[metric] for metric in _PRICE[loss])
     verdicts = []
     for (study, start), part in table[table["weight"].notna()].groupby(
         ["study", "start"], sort=False
@@ -137,20 +148,20 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
         said = [_best(part[part["subset"] == subset]) for subset in dict.fromkeys(part["subset"])]
         yield f"**{where}.** {' '.join(said)}"
         verdicts.append(
-            f"{where}: yes, with errors of centre and radius that are not shown to be larger, on "
+            f"{where}: yes, with errors of {price} that are not shown to be larger, on "
             f"{listed_names(found['free'])}; at the price of a larger one on "
             f"{listed_names(found['paid'])}; not shown on {listed_names(found['none'])}"
         )
     yield (
-        "**Does a channel loss of any weight give a smaller MAE_cw?** (Shown where the "
+        f"**Does a {loss} loss of any weight give a smaller {_MADE_FOR[loss]}?** (Shown where the "
         f"{LEVEL:.0%} interval of the change leaves out 0, at one weight at least.) "
         f"{'. '.join(verdict[0].upper() + verdict[1:] for verdict in verdicts)}."
     )
     trainings = int(table.loc[table["start"] != "", "trainings"].min())
-    tried = table.loc[(table["metric"] == "MAE_cw") & (table["weight"] > 0)]
+    tried = table.loc[(table["metric"] == _MADE_FOR[loss]) & (table["weight"] > 0)]
     yield (
         f"**How sure.** {trainings} training{'s' * (trainings > 1)} of each model at least, "
-        f"{len(tried)} changes of MAE_cw: without any effect about {(1 - LEVEL) * len(tried):.1f} "
+        f"{len(tried)} changes of {_MADE_FOR[loss]}: without any effect about {(1 - LEVEL) * len(tried):.1f} "
         "of them would leave out 0."
         + ("" if trainings > 1 else " One training says nothing of what another seed would give.")
     )
@@ -158,20 +169,23 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
 
 def _best(part: pd.DataFrame) -> str:
     """Of one start on one data set: the best weight, what it brings and what it costs."""
-    mae = part[part["metric"] == "MAE_cw"]
+    loss = _loss(part)
+    made_for, unit = _MADE_FOR[loss], _UNITS.get(_MADE_FOR[loss], "photons")
+    digits = 1 if unit == "photons" else 2
+    mae = part[part["metric"] == made_for]
     with_loss = mae[mae["weight"] > 0]
     subset = str(part["subset"].iloc[0])
     if with_loss.empty:
-        return f"{subset}: no channel loss was tried."
+        return f"{subset}: no {loss} loss was tried."
     best = with_loss.sort_values("value").iloc[0]
-    others = part[(part["model"] == best["model"]) & part["metric"].isin(["WS", *_PRICE])]
+    others = part[(part["model"] == best["model"]) & part["metric"].isin(["WS", *_PRICE[loss]])]
     prices = [f"{row['metric']} {_change(row)}" for row in others.to_dict("records")]
     bare = float(mae.loc[mae["weight"] == 0, "value"].iloc[0])
     worse = with_loss[with_loss["change_low"] > 0]
     return (
-        f"{subset}: the smallest MAE_cw is at weight {best['weight']:g}, "
-        f"{bare:.1f} to {best['value']:.1f} photons ({_change(best)}); the same students' {', '.join(prices)}. "
-        f"Shown worse in MAE_cw: weights {listed_names(f'{w:g}' for w in worse['weight'])}."
+        f"{subset}: the smallest {made_for} is at weight {best['weight']:g}, {bare:.{digits}f} to "
+        f"{best['value']:.{digits}f} {unit} ({_change(best)}); the same students' {', '.join(prices)}. "
+        f"Shown worse in {made_for}: weights {listed_names(f'{w:g}' for w in worse['weight'])}."
     )
 
 
@@ -182,9 +196,10 @@ def _change(row: Mapping[Hashable, Any] | pd.Series) -> str:
 def _helpful(part: pd.DataFrame) -> dict[str, list[str]]:
     """Data sets where some weight helps: ``free``, only ``paid`` for in shape, or ``none``."""
     found: dict[str, list[str]] = {"free": [], "paid": [], "none": []}
+    loss = _loss(part)
     for subset, rows in part[part["weight"] > 0].groupby("subset", sort=False):
-        helpful = rows.loc[rows["metric"].eq("MAE_cw") & (rows["change_high"] < 0), "model"]
-        costly = rows.loc[rows["metric"].isin(_PRICE) & (rows["change_low"] > 0), "model"]
+        helpful = rows.loc[rows["metric"].eq(_MADE_FOR[loss]) & (rows["change_high"] < 0), "model"]
+        costly = rows.loc[rows["metric"].isin(_PRICE[loss]) & (rows["change_low"] > 0), "model"]
         kind = "free" if {*helpful} - {*costly} else "paid" if len(helpful) else "none"
         found[kind].append(str(subset))
     return found

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from zdc_nb.evaluation import centre as centres
 from zdc_nb.evaluation import intervals, paired_differences
 from zdc_nb.params import ParameterError, Study, load_parameters, load_study, project_root
 from zdc_nb.study.session import Session
 from zdc_nb.study.stages import find_stage
 
-__all__ = ["Claim", "claim_table", "load_claim", "open_table"]
+__all__ = ["Claim", "centre_table", "claim_table", "load_claim", "open_table"]
 
 
 class Claim(BaseModel):
@@ -25,6 +26,7 @@ class Claim(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     reports: Annotated[str, Field(min_length=1)]
+    loss: Literal["channel", "centre"] = Field(description="whose weight is told")
     studies: dict[
         str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     ] = Field(min_length=1, description="study files, by what they are called in the report")
@@ -55,7 +57,7 @@ def claim_table(claim: Claim) -> pd.DataFrame:
         naming what has not been run.
     """
     parts = [
-        _of_study(load_study(file), label)
+        _of_study(load_study(file), label, claim.loss)
         for label, files in claim.studies.items()
         for file in files
     ]
@@ -65,11 +67,32 @@ def claim_table(claim: Claim) -> pd.DataFrame:
 def open_table(claim: Claim) -> pd.DataFrame:
     """As :func:`claim_table`, of the studies of ``claim.open``, called by their own names."""
     studies = [load_study(file) for file in claim.open]
-    parts = [_of_study(study, study.name) for study in studies]
+    parts = [_of_study(study, study.name, claim.loss) for study in studies]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _of_study(study: Study, label: str) -> pd.DataFrame:
+def centre_table(claim: Claim) -> pd.DataFrame:
+    """The table of :func:`zdc_nb.evaluation.centre.centre_table`, of the studies of ``claim.studies``.
+
+    First come the columns study and subset. Raises as :func:`claim_table`.
+    """
+    parts = []
+    for label, files in claim.studies.items():
+        for study in map(load_study, files):
+            session = Session(find_stage(study, "09_ablations"), reads=True)
+            for subset in study.subsets:
+                models = {
+                    name: {seed: session.observed(name, subset, seed) for seed in study.seeds}
+                    for name in ("teacher", *study.students)
+                }
+                table = centres.centre_table(session.split(subset).test, models)
+                table.insert(0, "study", label)
+                table.insert(1, "subset", subset)
+                parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of_study(study: Study, label: str, loss: Literal["channel", "centre"]) -> pd.DataFrame:
     if "bs" not in study.setups:
         raise ParameterError(f"setups: {study.name} has no 'bs' to compare with")
     session = Session(find_stage(study, "09_ablations"), reads=True)
@@ -99,8 +122,9 @@ def _of_study(study: Study, label: str) -> pd.DataFrame:
         parts.append(found)
     table = pd.concat(parts, ignore_index=True)
     table["start"] = table["model"].map(starts).fillna("")
-    weights = {name: _weight(study, name, without) for name in study.students}
+    weights = {name: _weight(study, name, without, loss) for name in study.students}
     table["weight"] = table["model"].map(weights).astype(float)
+    table["loss"] = loss
     return table
 
 
@@ -117,16 +141,26 @@ def _without_physics(study: Study) -> dict[str, str]:
     return found
 
 
-def _weight(study: Study, name: str, without: dict[str, str]) -> float | None:
-    """The weight of the channel loss, if nothing else tells it from ``bs`` of the same start."""
+def _weight(
+    study: Study, name: str, without: dict[str, str], loss: Literal["channel", "centre"]
+) -> float | None:
+    """The weight of the loss, if nothing else tells the student from ``bs`` of the same start."""
     setup, params = study.student_of(name)
     if params.start not in without:
         return None
     if name == without[params.start]:
         return 0.0
     _, bare = study.student_of(without[params.start])
-    alike = params.model_copy(update={"channel_weight": bare.channel_weight}) == bare
-    return params.channel_weight if setup == "bs+ch" and alike else None
+    keys, own = _OF_LOSS[loss]
+    alike = params.model_copy(update={key: getattr(bare, key) for key in keys}) == bare
+    return getattr(params, keys[0]) if setup == own and alike else None
+
+
+_OF_LOSS = {
+    "channel": (("channel_weight",), "bs+ch"),
+    "centre": (("centre_weight", "centre_offset"), "bs+ctr"),
+}
+"""The keys of a loss in the section ``student``, its weight first, and the setup of it alone."""
 
 
 def main() -> int:
