@@ -42,6 +42,7 @@ def sum_figure(tables: Sequence[pd.DataFrame], detector: Detector, title: str) -
             _histogram(upper, values, edges)
             _ratios(lower, values, edges)
             upper.set_yscale("log")
+            upper.set_ylim(bottom=0.7)
             upper.set_title(f"{quantity_name(name)}, {side}", fontsize=10)
             lower.set_xscale("log")
         axes[-1, k].set_xlabel("photons of an event")
