@@ -53,6 +53,11 @@ USUAL = {"energy": 20_000.0, "vx": 0.005, "vy": 0.005, "vz": 1.0}
 """GeV and m: above any beam's energy, and far outside of any beam spot."""
 
 
+LONG_LIVED = (*PDG.values(), -3122, -3112, 3322, 3312, 3334, 11, -11)
+"""PDG codes of what lives long enough to be seen as a primary particle: those that can be a data set,
+further hyperons and electrons."""
+
+
 class EventFileError(UserError, ValueError):
     """A file does not hold events as expected; the message names file, row and expectation."""
 
@@ -305,13 +310,13 @@ def nearest_species(features: NDArray[np.float64], detector: Detector) -> NDArra
 
     A guess: mass and charge cannot tell K0L from K0S, nor a neutral particle from its
     antiparticle. Every neutral kaon becomes K0S (310), every neutral antiparticle the particle.
-    Charges that no species has give 0. The species are those of the detector's simulation, or else
-    all that can be a data set.
+    Charges that no species has give 0. The species are those of the detector's simulation, or else,
+    as of a generator's file, :data:`LONG_LIVED`.
     """
     mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
     # particles before antiparticles, so that a tie goes to the particle
     simulation = detector.simulation
-    known = PDG.values() if simulation is None else [s.pdg for s in simulation.primaries.species]
+    known = LONG_LIVED if simulation is None else [s.pdg for s in simulation.primaries.species]
     codes = np.array(sorted(known, reverse=True), np.int32)
     table = [Particle.from_pdgid(int(code)) for code in codes]
     distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
