@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bs4 import BeautifulSoup
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -37,7 +38,9 @@ from zdc_nb.params import (
     Study,
     load_study,
 )
+from zdc_nb.params.study import PathParams
 from zdc_nb.study.described import channels_in_words, described, in_words, nothing_published
+from zdc_nb.study.report import build_index
 from zdc_nb.study.stages import find_stage
 
 FILES = sorted((ROOT / "detectors").glob("*.yaml"))
@@ -419,6 +422,25 @@ def test_published_numbers_are_those_of_the_zn() -> None:
         calibration_table(events)
     (axis,) = light_figure(events, 10).axes
     assert "published" not in axis.get_title() + " ".join(axis.get_legend_handles_labels()[1])
+
+
+def test_the_index_page_is_about_the_detector(tmp_path: Path) -> None:
+    pages = {}
+    for name in ("zn", "focal_h"):
+        paths = {"reports": str(tmp_path / name / "r"), "artifacts": str(tmp_path / name / "a")}
+        study = of_detector(name).model_copy(update={"paths": PathParams(**paths)})
+        page = BeautifulSoup(
+            build_index(study, "params/smoke.yaml").read_text("utf-8"), "html.parser"
+        )
+        pages[name] = " ".join(page.get_text(" ").split())
+    assert "Normalizing flows for the FoCal-H-like hadronic calorimeter" in pages["focal_h"]
+    assert "36 x 36 fibres" in pages["focal_h"]
+    assert "`detectors/focal_h.yaml`" in nothing_published(of_detector("focal_h"))
+    assert pages["focal_h"].count("Nothing is published about this detector") == 2
+    assert "read out in 4 channels" in pages["focal_h"]
+    for words in ("neutron", "306 780", "160 ms", "44 x 44"):
+        assert words in pages["zn"], words
+        assert words not in pages["focal_h"], words
 
 
 def test_panels_have_the_shape_of_the_face() -> None:
