@@ -45,7 +45,7 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("data", "reserved"), 0.5, "data.reserved: expected null, the split by_response"),
         (("data", "test_repeats"), 100, "data.test_repeats: expected null, the split by_response"),
         (("data", "max_test_responses"), {"n": 5}, "data.max_test_responses: expected {}"),
-        (("data", "abundance"), {"n": 0.0}, "data.abundance: expected for each of n, lambda"),
+        (("data", "abundance"), {"n": 0.0}, "data.abundance: expected for each name a number above 0"),
         (("preprocessing", "coordinates"), "splits", "noise: expected null, the coordinates are"),
         (("preprocessing", "alpha"), None, "alpha: expected a value, the coordinates are fibres"),
         (("splitting", "flow", "window"), 4, "window: expected an odd number"),
@@ -53,12 +53,12 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (
             ("data", "max_responses"),
             {"xi": 10},
-            "data.max_responses: expected for each of n, lambda",
+            "data.max_responses: 'xi' is no data set of the detector zn; expected one of n, lambda",
         ),
         (
             ("teacher", "epochs"),
             "many",
-            "0, or for each of n, lambda, k0s, sigma+, all a whole number above 0, got 'many'",
+            "0, or for each name a whole number above 0, got 'many'",
         ),
         (("teacher", "bach"), 3, "teacher.bach: no such key; did you mean batch?"),
         (("flow", "engine"), "fast", "flow.engine: expected one of fused, plain, got 'fast'"),

@@ -30,7 +30,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted(
     path
     for path in (ROOT / "params").glob("*.yaml")
-    if path.stem not in ("bench", "changes", "claim", "learning")
+    if path.stem not in ("bench", "changes", "claim", "claim_centre", "learning")
 )
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -379,6 +379,8 @@ def test_notebook_has_one_parameters_cell_of_plain_values(path: Path) -> None:
 def test_the_studies_are_there() -> None:
     compared = ["fibres", "published", "splits"]
     compared += ["claim_all", "claim_fibres", "claim_long", "claim_open", "claim_splits"]
+    compared += ["claim_ctr_focal", "claim_ctr_zn", "claim_ctr_zp"]
+    compared += ["focal-small", "focal-smoke", "zp-small", "zp-smoke"]
     assert names(STUDIES) == sorted(["full_size", "paper", "small", "smoke", *compared])
 
 

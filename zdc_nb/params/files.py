@@ -214,7 +214,9 @@ def _words(kind: Any, rules: Iterable[Any] = ()) -> str:  # noqa: PLR0911 - one 
     if origin is list:
         return f"a list, each {_words(members[0])}"
     if origin is dict:
-        return f"for each of {_words(members[0]).removeprefix('one of ')} {_words(members[1])}"
+        names = _words(members[0]).removeprefix("one of ")
+        each = "each name" if names.startswith("a text") else f"each of {names}"
+        return f"for {each} {_words(members[1])}"
     if origin is tuple:
         return f"a list of {len(members)}, each {_words(members[0])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
