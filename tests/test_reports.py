@@ -38,7 +38,7 @@ from zdc_nb.evaluation import (
     table2,
     verdict,
 )
-from zdc_nb.params import SETUPS, Study, load_study
+from zdc_nb.params import SETUPS, Study, Variant, load_study
 from zdc_nb.study import report
 from zdc_nb.study.artefacts import artefacts_of
 from zdc_nb.study.pages import write_pages
@@ -590,6 +590,15 @@ def test_failed_notebook_that_is_none_stops_nothing(study: Study, content: bytes
 def with_value(study: Study, section: str, **values: object) -> Study:
     changed = getattr(study, section).model_copy(update=values)
     return study.model_copy(update={section: changed})
+
+
+def test_the_centre_loss_is_explained_where_a_student_has_it(study: Study) -> None:
+    assert "with ctr" not in [term.get_text() for term in read_page(study).select("dt")]
+    student = {"centre_weight": 3.0, "centre_offset": "given"}
+    pulled = {"pull": Variant(setup="bs+ch+ctr", student=student)}
+    page = read_page(study.model_copy(update={"variants": pulled}))
+    (term,) = [term for term in page.select("dt") if term.get_text() == "with ctr"]
+    assert "centre loss" in text_of(term.find_next("dd"))  # type: ignore[arg-type]
 
 
 def test_results_of_other_parameters_are_not_called_done(study: Study) -> None:

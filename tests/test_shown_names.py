@@ -19,10 +19,11 @@ from zdc_nb.data.figures import description_of, save_figure
 from zdc_nb.data.simulation import model_of
 from zdc_nb.data.symbols import drawn_symbol, symbol
 from zdc_nb.detector import ZN
-from zdc_nb.evaluation.names import name_of, with_names
+from zdc_nb.evaluation.names import TERMS, name_of, with_names
 from zdc_nb.params import SUBSETS
 from zdc_nb.study.speed import engine_findings
 from zdc_nb.training.figures import likelihood_figure, student_figure
+from zdc_nb.training.losses import CENTRE, DISTILLATION_TERMS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 CODES = [species.pdg for species in model_of(ZN).primaries.species]
@@ -153,6 +154,16 @@ def test_epochs_are_whole(epochs: int) -> None:
         least, most = axis.get_xlim()
         assert [tick for tick in axis.get_xticks() if least <= tick <= most] == [*numbers]
     assert "K$^0" in figure.get_suptitle()
+
+
+def test_a_figure_of_a_student_has_a_panel_for_each_term_of_its_own() -> None:
+    terms = ("loss", *DISTILLATION_TERMS)
+    for more in ((), (CENTRE,)):
+        rows = [(1, part, t, 0.5) for part in ("train", "validation") for t in (*terms, *more)]
+        history = pd.DataFrame(rows, columns=["epoch", "split", "term", "value"])
+        figure = student_figure(history, "n", "bs+ctr")
+        titles = [axis.get_title().split("\n")[0] for axis in figure.axes if axis.get_visible()]
+        assert titles == [TERMS[term] for term in (*terms, *more)]
 
 
 def texts_of(path: Path) -> dict[str, str]:
