@@ -581,6 +581,15 @@ def test_what_a_study_cannot_compare_is_refused(tiny: Study) -> None:
         study_collisions(tiny.model_copy(update={"collisions": section}))
 
 
+def test_a_generator_moves_particles_to_the_vertex_that_was_learned(tiny: Study) -> None:
+    generator = generator_of(tiny)
+    train = open_stage("04_splitting_flow", study="params/tiny.yaml", subset="all").train_events
+    conditions = [name for name, _ in generator.detector.conditions]
+    for name, found in zip(("vx", "vy", "vz"), generator.vertex, strict=True):
+        mean = train.features[:, FEATURES.index(name)].mean()
+        assert found == pytest.approx(mean if name in conditions else 0.0, rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("batch", [1, 64, 1000])
 def test_generated_sums_are_those_of_the_responses_whatever_the_batch(
     tiny: Study, batch: int

@@ -364,6 +364,15 @@ class ConditionScaler:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
+    def vertex(self, detector: Detector) -> NDArray[np.float64]:
+        """(3,) m, the mean vertex of what was learned from; 0 along an axis that is no condition."""
+        means = {
+            name: mean
+            for (name, scale), mean in zip(detector.conditions, self.mean, strict=False)
+            if scale != "log"
+        }
+        return np.array([means.get(name, 0.0) for name in ("vx", "vy", "vz")])
+
     @classmethod
     def fit(cls, train: Events, params: PreprocessingParams) -> ConditionScaler:
         """Mean and standard deviation of the raw conditions of ``train``."""

@@ -198,8 +198,7 @@ class Generator:
     @property
     def vertex(self) -> NDArray[np.float64]:
         """(3,) m, the mean vertex of what the flow has learned from."""
-        first = FEATURES.index("vx")
-        return self.surrogate.scaler.mean[first : first + 3]
+        return self.surrogate.scaler.vertex(self.detector)
 
     def sample(
         self,

@@ -452,7 +452,7 @@ class Session:
         if self.study.signal is not None and self.trials is not None:
             learned.append(self.trials[0].features)
         detector = self.detector
-        vertex = surrogate.scaler.mean[1:4]
+        vertex = surrogate.scaler.vertex(detector)
         domain = Domain.of(np.concatenate(learned), vertex, detector)
         generator = Generator(
             surrogate, self.photon_sum_model(), self.signal_model(), domain, detector

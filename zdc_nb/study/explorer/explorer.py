@@ -516,7 +516,7 @@ class Explorer:
 
     def _asked(self, model: str) -> NDArray[np.float64]:
         """(1, 9) the particle as a model is told of it: from the vertex that it knows."""
-        vertex = self._surrogate(model).scaler.mean[1:4]
+        vertex = self._surrogate(model).scaler.vertex(self.detector)
         return from_vertex(self.particle.features[None], vertex, self.detector)
 
     def refusal(self, model: str) -> str:
@@ -526,7 +526,7 @@ class Explorer:
         if self.particle.pdg not in train.pdg:
             return f"It has not learned from {symbol(self.particle.pdg)}, so it is not asked."
         if model not in self._domains:
-            vertex = self._surrogate(model).scaler.mean[1:4]
+            vertex = self._surrogate(model).scaler.vertex(self.detector)
             self._domains[model] = Domain.of(train.features, vertex, self.detector)
         try:
             self._domains[model].check(self._asked(model))
