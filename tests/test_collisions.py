@@ -22,6 +22,7 @@ from zdc_nb.data.collisions import can_be_simulated, draw_collisions, respond_on
 from zdc_nb.data.events import FEATURES, Events
 from zdc_nb.data.particles import Collisions, read_collisions, read_particles
 from zdc_nb.data.simulation import Particles, model_of, respond, simulate
+from zdc_nb.data.symbols import symbol
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.detector import ZN, Detector, load_detector
 from zdc_nb.evaluation.collisions import (
@@ -379,7 +380,11 @@ def test_distances_means_and_widths_are_those_of_the_events() -> None:
         assert row["WS_floor"] == pytest.approx(wasserstein_distance(x, z))
         assert row["shift"] == pytest.approx(y.mean() - x.mean())
         assert row["width"] == pytest.approx(x.std(ddof=0))
+        assert row["mean_generated"] == pytest.approx(y.mean())
+        assert row["width_generated"] == pytest.approx(y.std(ddof=0))
         assert row["ratio"] == pytest.approx(y.std(ddof=0) / x.std(ddof=0))
+        assert row["shift_floor"] == pytest.approx(z.mean() - x.mean())
+        assert row["ratio_floor"] == pytest.approx(z.std(ddof=0) / x.std(ddof=0))
         # events are drawn in pairs: of the difference, the central limit theorem
         half = 1.96 * (y.to_numpy() - x.to_numpy()).std() / np.sqrt(len(x))
         assert row["shift_high"] - row["shift_low"] == pytest.approx(2 * half, rel=0.25)
@@ -566,7 +571,7 @@ def test_who_is_left_out_is_told_by_reason_with_the_light_that_is_missing() -> N
     left_out = pd.DataFrame(rows, columns=["reason", "pdg", "particles", "share"])
     said = left_out_findings(100, left_out)
     assert "6 of 100 particles (6.00%) are left out of all sums" in said
-    assert "4 of energies that it has not learned (γ 3, n 1)" in said  # noqa: RUF001
+    assert f"4 of energies that it has not learned ({symbol(22)} 3, n 1)" in said
     assert "2 of species that the generator has not learned (μ⁻ 2)" in said
     assert "bring 3.00% of the simulated light, 2 that cannot be simulated not counted" in said
     assert "is not known" in left_out_findings(100, left_out[2:])

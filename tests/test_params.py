@@ -50,6 +50,8 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("preprocessing", "alpha"), None, "alpha: expected a value, the coordinates are fibres"),
         (("splitting", "flow", "window"), 4, "window: expected an odd number"),
         (("evaluation", "classifier_runs"), 9, "classifier_runs: expected at most"),
+        (("collisions", "events"), 1, "collisions.events"),
+        (("collisions", "list"), "p.csv", "collisions.list"),
         (
             ("data", "max_responses"),
             {"xi": 10},

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import awkward as ak
 import numpy as np
@@ -263,10 +264,12 @@ def compare_collisions(
     ``WS_chance``
         the WS that 95% stay below where generated and simulated change places in a random half of the
         events: of a perfect generator one in twenty is larger.
-    ``mean``, ``mean_generated``, ``shift``, ``shift_low``, ``shift_high``
-        means, their difference generated - simulated, and its interval (95%, events resampled).
-    ``width``, ``width_generated``, ``ratio``, ``ratio_low``, ``ratio_high``
-        standard deviations, their ratio generated / simulated, and its interval.
+    ``mean``, ``mean_generated``, ``shift``, ``shift_low``, ``shift_high``, ``shift_floor``
+        means, their difference generated - simulated, its interval (95%, events resampled), and that of
+        the second simulation.
+    ``width``, ``width_generated``, ``ratio``, ``ratio_low``, ``ratio_high``, ``ratio_floor``
+        standard deviations, their ratio generated / simulated, its interval, and that of the second
+        simulation.
     """
     tables = [collision_quantities(table, detector) for table in (simulated, again, generated)]
     rows = []
@@ -287,13 +290,51 @@ def _compared(
     rng: np.random.Generator,
     draws: int,
 ) -> dict[str, float]:
-    floor = _distance(*_both(one, second))
+    floor = _apart(*_both(one, second))
     one, other = _both(one, other)
+    chance, *edges = _by_chance(one, other, rng, draws) if len(one) > 1 else [np.nan] * 5
+    found = _apart(one, other)
+    return {
+        "events": len(one),
+        "WS": found["WS"],
+        "WS_floor": floor["WS"],
+        "WS_chance": chance,
+        "mean": found["mean"],
+        "mean_generated": found["mean"] + found["shift"],
+        "shift": found["shift"],
+        "shift_low": edges[0],
+        "shift_high": edges[1],
+        "shift_floor": floor["shift"],
+        "width": found["width"],
+        "width_generated": found["width"] * found["ratio"],
+        "ratio": found["ratio"],
+        "ratio_low": edges[2],
+        "ratio_high": edges[3],
+        "ratio_floor": floor["ratio"],
+    }
+
+
+def _apart(one: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
+    """How two samples of the same events differ; NaN where there are fewer than two."""
     if len(one) < 2:
-        names = ("WS_chance", "mean", "mean_generated", "shift", "shift_low", "shift_high")
-        more = ("width", "width_generated", "ratio", "ratio_low", "ratio_high")
-        empty = dict.fromkeys(("WS", *names, *more), np.nan)
-        return {"events": len(one), **empty, "WS_floor": floor}
+        return dict.fromkeys(("WS", "mean", "shift", "width", "ratio"), np.nan)
+    mean, width = float(one.mean()), float(one.std())
+    return {
+        "WS": _distance(one, other),
+        "mean": mean,
+        "shift": float(other.mean()) - mean,
+        "width": width,
+        "ratio": float(other.std()) / width if width > 0 else np.nan,
+    }
+
+
+def _by_chance(
+    one: NDArray[np.float64],
+    other: NDArray[np.float64],
+    rng: np.random.Generator,
+    draws: int,
+) -> list[float]:
+    """The WS that chance stays below, and the ends of the intervals of shift and ratio."""
     swapped = []
     for _ in range(draws):
         swap = rng.random(len(one)) < 0.5
@@ -302,25 +343,7 @@ def _compared(
     shift = other[chosen].mean(axis=1) - one[chosen].mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = other[chosen].std(axis=1) / one[chosen].std(axis=1)
-        width_ratio = other.std() / one.std()
-    low, high = _interval(shift)
-    thin, wide = _interval(ratio)
-    return {
-        "events": len(one),
-        "WS": _distance(one, other),
-        "WS_floor": floor,
-        "WS_chance": float(np.quantile(swapped, _LEVEL)),
-        "mean": one.mean(),
-        "mean_generated": other.mean(),
-        "shift": other.mean() - one.mean(),
-        "shift_low": low,
-        "shift_high": high,
-        "width": one.std(),
-        "width_generated": other.std(),
-        "ratio": width_ratio,
-        "ratio_low": thin,
-        "ratio_high": wide,
-    }
+    return [float(np.quantile(swapped, _LEVEL)), *_interval(shift), *_interval(ratio)]
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -342,7 +365,7 @@ def _both(
 
 def _distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """1-Wasserstein distance of two samples of the same size."""
-    return float(np.abs(np.sort(one) - np.sort(other)).mean()) if len(one) else np.nan
+    return float(np.abs(np.sort(one) - np.sort(other)).mean())
 
 
 # --- What the numbers say -------------------------------------------------------------------------
@@ -384,11 +407,14 @@ def shown(table: pd.DataFrame) -> Styler:
 
     found = table[["side", "events", "WS", "WS_floor", "WS_chance", "mean", "shift"]].copy()
     found.insert(1, "quantity", [quantity_name(name) for name in table["quantity"]])
-    found["interval of it"] = pair("shift_low", "shift_high")
-    found["width"], found["ratio"] = table["width"], table["ratio"]
+    found["interval"] = pair("shift_low", "shift_high")
+    found[["shift_floor", "width", "ratio"]] = table[["shift_floor", "width", "ratio"]]
     found["its interval"] = pair("ratio_low", "ratio_high")
-    digits = dict.fromkeys(("WS", "WS_floor", "WS_chance", "mean", "shift", "width"), "{:.3g}")
-    return found.style.format({**digits, "ratio": "{:.3f}"}).hide(axis="index")
+    found["ratio_floor"] = table["ratio_floor"]
+    digits = ("WS", "WS_floor", "WS_chance", "mean", "shift", "shift_floor", "width")
+    formats: dict[Any, Any] = dict.fromkeys(digits, "{:.3g}")
+    formats |= dict.fromkeys(("ratio", "ratio_floor"), "{:.3f}")
+    return found.style.format(formats, na_rep="").hide(axis="index")
 
 
 def dark_faces(sums: pd.DataFrame) -> pd.Series:
