@@ -45,7 +45,11 @@ def test_the_study_is_named_after_its_file(tmp_path):
         (("data", "reserved"), 0.5, "data.reserved: expected null, the split by_response"),
         (("data", "test_repeats"), 100, "data.test_repeats: expected null, the split by_response"),
         (("data", "max_test_responses"), {"n": 5}, "data.max_test_responses: expected {}"),
-        (("data", "abundance"), {"n": 0.0}, "data.abundance: expected for each name a number above 0"),
+        (
+            ("data", "abundance"),
+            {"n": 0.0},
+            "data.abundance: expected for each name a number above 0",
+        ),
         (("preprocessing", "coordinates"), "splits", "noise: expected null, the coordinates are"),
         (("preprocessing", "alpha"), None, "alpha: expected a value, the coordinates are fibres"),
         (("splitting", "flow", "window"), 4, "window: expected an odd number"),
