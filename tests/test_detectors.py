@@ -1,6 +1,7 @@
 """The files of detectors/: read, refused, and what follows of them, against loops and formulas."""
 
 import ast
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from zdc_nb.params import (
     load_study,
 )
 from zdc_nb.params.study import PathParams
+from zdc_nb.study.dataset import data_identity
 from zdc_nb.study.described import channels_in_words, described, in_words, nothing_published
 from zdc_nb.study.report import build_index
 from zdc_nb.study.stages import find_stage
@@ -497,3 +499,30 @@ def test_notebooks_of_any_study_say_nothing_that_is_true_of_the_zn_only() -> Non
             assert words not in text, (path.name, words)
         # each tells what its study is about
         assert "stage.about" in text or "described(explorer.study)" in text, path.name
+
+
+def test_data_are_of_a_detector_and_those_of_the_zn_stay_what_they_are(tmp_path: Path) -> None:
+    study = load_study(ROOT / "params" / "small.yaml")
+    assert "detector" not in data_identity(study)  # as it was when there was no other
+
+    def of(name: str) -> object:
+        return data_identity(study.model_copy(update={"detector": name})).get("detector")
+
+    text = (ROOT / "detectors" / "zn.yaml").read_text("utf-8")
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        text.replace("label: ZN", "label: mine").replace("per_collision: 12", "per_collision: 7")
+    )
+    assert of(str(own)) is None  # words, and what is of whole collisions, change no response
+    found: set[object] = {None}
+    for old, new in (
+        ("pitch: 0.0016", "pitch: 0.0017"),
+        ("catch: 0.012", "catch: 0.013"),
+        ("vx: standard", "vx: robust"),
+    ):
+        assert old in text
+        own.write_text(text.replace(old, new))
+        os.utime(own, ns=(len(found), len(found)))  # two changes within a tick of the clock
+        found.add(of(str(own)))
+    found |= {of("zp"), of("focal_h")}
+    assert len(found) == 6
