@@ -21,13 +21,14 @@ from zdc_nb.data.events import FEATURES, Events, impact_point
 from zdc_nb.data.figures import light_figure, panels_of, species_table
 from zdc_nb.data.o2_text import HEADER
 from zdc_nb.data.readers import read_events
-from zdc_nb.data.simulation import aim, respond, simulate
+from zdc_nb.data.root import write_root
+from zdc_nb.data.simulation import aim, draw_particles, respond, simulate
 from zdc_nb.data.validation import EventFileError
 from zdc_nb.detector import ZN, Detector, load_detector, shower_centre
 from zdc_nb.flows.particle_nets import PhotonSumNetwork, SignalNetwork
 from zdc_nb.flows.splitting import SplittingFlow
 from zdc_nb.generator.encoding import ConditionScaler, edge_reaches, particle_conditions
-from zdc_nb.generator.generator import Domain, Generator
+from zdc_nb.generator.generator import Domain, Generator, ParticleError
 from zdc_nb.generator.onnx_export import ExportError, export_onnx, why_not
 from zdc_nb.generator.particle_models import PhotonSumModel, SignalModel
 from zdc_nb.generator.surrogate import Surrogate
@@ -150,13 +151,23 @@ def changed(content: dict[str, Any], keys: tuple[str, ...], value: object) -> No
         (("channels", "strip 1"), {"strips": [1, 4]}, r"channels\.strip 1\.strips: no such key; did you mean strip\?"),
         (("simulation", "hadronic", "depth"), 0.0, r"simulation\.hadronic\.depth: expected a number above 0, got 0.0"),
         (("simulation", "primaries", "species"), [{"pdg": 1, "abundance": -1.0, "energy": [1.0, 2.0], "slope": 1.0}], r"simulation\.primaries\.species\.0\.abundance: expected a number above 0, got -1.0"),
-        (("simulation", "dipole"), None, "simulation.dipole: expected its extent, there is a deflection"),
+        (("simulation", "dipole"), None, "simulation.dipole: expected its extent, charged particles are bent"),
         (("simulation", "primaries", "eta"), [3.0, 5.0], "eta: expected either eta or largest_angle, and null"),
         (("simulation", "primaries", "largest_angle"), None, "eta: expected either eta or largest_angle"),
         (("conditions", "energy"), "cubic", r"conditions: expected for each of energy, .* one of standard, log, robust, got .*cubic"),
-        (("conditions", "speed"), "log", "conditions: expected for each of energy, vx, .*, phi one of standard"),
+        (("conditions", "speed"), "log", "conditions: expected for each of energy, vx, .*, phi, cos_phi, sin_phi one of standard"),
         (("pitch",), -1.0, "pitch: expected a number above 0, got -1.0"),
         (("shape",), [0, 4], "shape: expected a list of 2, each a whole number above 0"),
+        (("shape",), [300, 300], r"shape: expected at most 65536 fibres, got \[300, 300\]"),
+        (("channels", "strip_1"), {"checkerboard": "odd"}, "channels: expected names that differ"),
+        (("channels", "strip 1", "strip"), [4, 400], "channels.strip 1.strip: expected at most 56 strips"),
+        (("conditions", "px"), "log", "conditions.px: expected standard or robust, it can be negative"),
+        (("simulation", "dipole"), [68.0, 58.0], r"simulation.dipole: expected \[start, end\] with 0 <= start"),
+        (("simulation", "dipole"), [158.0, 168.0], r"simulation.dipole: expected \[start, end\] with 0 <= start"),
+        (("simulation", "hadronic", "core"), [-0.1, 0.2], "simulation.hadronic.core: expected a list of 2, each a number above 0"),
+        (("simulation", "primaries", "vertex_spread"), [float("nan")] * 3, "simulation.primaries.vertex_spread: expected"),
+        (("simulation", "primaries", "least_energy"), 8000.0, "least_energy: expected less than beam_energy"),
+        (("simulation", "primaries", "species"), [{"pdg": 99999, "abundance": 1.0, "energy": [1.0, 2.0], "slope": 1.0}], "species: expected PDG codes of known particles, got 99999"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_with_the_key_and_what_was_expected(
@@ -253,7 +264,8 @@ def test_conditions_are_those_of_the_formulas() -> None:
     expected = {
         "energy": np.log(1 + energy),
         "eta": -np.log(np.tan(theta / 2)),
-        "phi": np.angle(px + 1j * py),
+        "cos_phi": px / np.sqrt(px**2 + py**2),
+        "sin_phi": py / np.sqrt(px**2 + py**2),
         "pt": np.sqrt(px**2 + py**2),
         "vz": vz,
         "mass": mass,
@@ -262,6 +274,11 @@ def test_conditions_are_those_of_the_formulas() -> None:
     assert [name for name, _ in FOCAL.conditions] == [*expected]
     found = particle_conditions(events.features, FOCAL)
     np.testing.assert_allclose(found, np.column_stack([*expected.values()]), rtol=1e-8)
+    angle = replace(FOCAL, conditions=(("phi", "standard"),))
+    expected_angle = np.angle(px + 1j * py)[:, None]
+    np.testing.assert_allclose(
+        particle_conditions(events.features, angle), expected_angle, rtol=1e-8
+    )
 
 
 def test_conditions_are_scaled_as_the_file_says() -> None:
@@ -526,3 +543,57 @@ def test_data_are_of_a_detector_and_those_of_the_zn_stay_what_they_are(tmp_path:
         found.add(of(str(own)))
     found |= {of("zp"), of("focal_h")}
     assert len(found) == 6
+
+
+def test_a_file_of_another_face_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "focal.root"
+    write_root([some_particles(20, FOCAL)], path)
+    assert read_events(path, detector=FOCAL).detector == FOCAL
+    with pytest.raises(
+        EventFileError, match=r"expected responses of the ZN, .* fibres, found those of 36 x 36"
+    ):
+        read_events(path)
+
+
+def test_a_generator_knows_the_hole_and_the_side_that_it_learned() -> None:
+    learned = draw_particles(
+        np.random.default_rng(1), np.linspace(0, 1, 2000, endpoint=False), detector=FOCAL
+    )
+    domain = Domain.of(learned.features, np.zeros(3), FOCAL)
+    assert domain.known(learned.features).all()
+    along = aim(211, 100.0, (0.002, 0.0), FOCAL).features
+    backwards = aim(211, 100.0, (0.2, 0.1), FOCAL).features
+    assert domain.known(backwards).all()
+    backwards[:, FEATURES.index("pz")] *= -1
+    for particle in (along, backwards):
+        assert domain.faults(particle).tolist() == ["direction"]
+    with pytest.raises(ParticleError, match=r"pz above 0.*and pz -"):
+        domain.check(backwards)
+    both = draw_particles(np.random.default_rng(1), np.linspace(0, 1, 2000, endpoint=False))
+    domain = Domain.of(both.features, np.zeros(3), ZN)
+    assert (domain.least_slope, domain.sides) == (0.0, (-1, 1))
+
+
+def test_electrons_shower_as_photons_do() -> None:
+    light = {}
+    for pdg in (11, 22, 211):
+        particle = aim(pdg, 100.0, (0.1, 0.1), FOCAL)
+        responses = respond(np.random.default_rng(1), particle, 200, FOCAL)
+        light[pdg] = np.median(responses.sum(axis=(1, 2)))
+    # what stands in front keeps electromagnetic showers back
+    assert light[11] == light[22] == 0
+    assert light[211] > 100
+
+
+def test_a_detector_without_simulation_needs_files(tmp_path: Path) -> None:
+    content = content_of("zp") | {"simulation": None}
+    study = yaml.safe_load((ROOT / "params" / "zp-smoke.yaml").read_text("utf-8"))
+    study["detector"] = written(content, tmp_path)
+    path = tmp_path / "own.yaml"
+    for change, said in (
+        ({}, "data.file: expected files"),
+        ({"file": "some.root"}, "collisions: expected null"),
+    ):
+        path.write_text(yaml.safe_dump(study | {"data": study["data"] | change}))
+        with pytest.raises(ParameterError, match=said):
+            load_study(path)

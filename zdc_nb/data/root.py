@@ -32,6 +32,7 @@ __all__ = ["MADE_WITH", "read_digest", "read_made_with", "read_root", "write_roo
 _TREE = "zn"
 MADE_WITH = "made_with"
 _DIGEST = "digest"
+_SHAPE = "shape"
 _SCALARS = ("pdg", *FEATURES, "photon_sum")
 _JAGGED = ("index", "photons")
 
@@ -55,7 +56,9 @@ def write_root(
     digest = _Digest()
     with write_atomically(path) as temporary, uproot.recreate(temporary) as file:
         tree = file.mktree(_TREE, types)
-        for part in parts:
+        for number, part in enumerate(parts):
+            if number == 0:
+                file[_SHAPE] = _text_of(part.detector)
             for start in range(0, len(part), _ROWS):
                 events = part[start : start + _ROWS]
                 digest.update(events)
@@ -119,6 +122,11 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
+def _text_of(detector: Detector) -> str:
+    """Rows and columns: ``3 x 4``."""
+    return " x ".join(map(str, detector.shape))
+
+
 def read_root(path: Path, tally: Tally, bar: tqdm[Any], detector: Detector) -> Iterator[Events]:
     """The events of a ROOT file, some at a time; ``bar`` goes on by bytes.
 
@@ -137,6 +145,12 @@ def read_root(path: Path, tally: Tally, bar: tqdm[Any], detector: Detector) -> I
             raise EventFileError(f"{path}: the tree {_TREE!r} lacks {', '.join(missing)}")
         if tree.num_entries == 0:
             raise EventFileError(f"{path}: holds no responses")
+        shape = _text_of(detector)
+        if _SHAPE in names and str(file[_SHAPE]) != shape:
+            raise EventFileError(
+                f"{path}: expected responses of the {detector.name}, {shape} fibres, found those of "
+                f"{file[_SHAPE]} fibres"
+            )
         start = 0
         for part in tree.iterate(filter_name=branches, step_size=_ROWS, library="ak"):
             events = _events(path, start, part, tally, detector)

@@ -503,11 +503,11 @@ def respond(
     Raises ``OverflowError`` where a fibre holds more photons than fit in 16 bits.
     """
     arrived, lost = _transport(rng, _primary_rays(particles, repeats), detector)
-    photon = arrived.pdg == 22
+    light = np.isin(np.abs(arrived.pdg), (11, 22))
     sources = Sources.join(
         [
-            _electromagnetic(rng, arrived[photon], detector),
-            _hadronic(rng, arrived[~photon], detector),
+            _electromagnetic(rng, arrived[light], detector),
+            _hadronic(rng, arrived[~light], detector),
             _spray(rng, lost, detector),
         ]
     )

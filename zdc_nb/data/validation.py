@@ -310,14 +310,14 @@ def nearest_species(features: NDArray[np.float64], detector: Detector) -> NDArra
 
     A guess: mass and charge cannot tell K0L from K0S, nor a neutral particle from its
     antiparticle. Every neutral kaon becomes K0S (310), every neutral antiparticle the particle.
-    Charges that no species has give 0. The species are those of the detector's simulation, or else,
-    as of a generator's file, :data:`LONG_LIVED`.
+    Charges that no species has give 0. The species are :data:`LONG_LIVED` and those of the
+    detector's simulation.
     """
     mass, charge = (features[:, FEATURES.index(name)] for name in ("mass", "charge"))
     # particles before antiparticles, so that a tie goes to the particle
     simulation = detector.simulation
-    known = LONG_LIVED if simulation is None else [s.pdg for s in simulation.primaries.species]
-    codes = np.array(sorted(known, reverse=True), np.int32)
+    own = [] if simulation is None else [kind.pdg for kind in simulation.primaries.species]
+    codes = np.array(sorted({*LONG_LIVED, *own}, reverse=True), np.int32)
     table = [Particle.from_pdgid(int(code)) for code in codes]
     distance = np.abs(mass[:, None] - [entry.mass or 0.0 for entry in table])
     distance[charge[:, None] != [entry.charge for entry in table]] = np.inf

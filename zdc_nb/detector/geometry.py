@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zdc_nb.params import PDG, load_detector_params
-from zdc_nb.params.detector import ChannelParams, Scale, SimulationParams
+from zdc_nb.params.detector import ChannelParams, Scale, SimulationParams, shipped_detector
 
 __all__ = ["FEATURES", "ZN", "Detector", "load_detector"]
 
@@ -184,6 +184,6 @@ def load_detector(name: str) -> Detector:
     )
 
 
-ZN = load_detector("zn")
+ZN = load_detector(str(shipped_detector("zn")))
 """ALICE's neutron ZDC. As in O2, fibres with (row + column) odd form the common channel, the even
 ones four quadrants; every fibre is in exactly one channel."""

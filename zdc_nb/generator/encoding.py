@@ -322,8 +322,8 @@ def raw_conditions(events: Conditioned, params: PreprocessingParams) -> NDArray[
 def particle_conditions(features: NDArray[np.float64], detector: Detector) -> NDArray[np.float64]:
     """(N, K) what the detector's file names as conditions, of features (N, 9).
 
-    Beside the features ``pt`` (GeV), ``eta`` (pseudorapidity) and ``phi`` (rad); of those that are
-    scaled as ``log``, log(1 + value).
+    Beside the features ``pt`` (GeV), ``eta`` (pseudorapidity), ``phi`` (rad), ``cos_phi`` and
+    ``sin_phi``; of those that are scaled as ``log``, log(1 + value).
     """
     known = dict(zip(FEATURES, features.T, strict=True))
     px, py, pz = (known[name] for name in ("px", "py", "pz"))
@@ -332,6 +332,7 @@ def particle_conditions(features: NDArray[np.float64], detector: Detector) -> ND
     least = np.maximum(known["pt"], 1e-6 * np.abs(pz) / detector.distance)
     known["eta"] = np.arcsinh(pz / np.where(least > 0, least, 1.0))
     known["phi"] = np.arctan2(py, px)
+    known["cos_phi"], known["sin_phi"] = np.cos(known["phi"]), np.sin(known["phi"])
     columns = [
         np.log1p(np.maximum(known[name], 0.0)) if scale == "log" else known[name]
         for name, scale in detector.conditions

@@ -49,6 +49,9 @@ _VERSION = 1
 OWN_NUMBERS = 3
 """Random numbers of a response before those of the flow: light or not, and two of its photon sum."""
 
+_HOLE = 0.02
+"""Of the largest slope that was learned: where the least is above, nothing near the beam was learned."""
+
 _MARGIN = 0.05
 """Of the range of what was learned, by which a particle may lie beyond it."""
 
@@ -69,11 +72,17 @@ class Domain:
         least and largest energy, GeV.
     slope
         largest abs(px / pz) or abs(py / pz) of a straight line from the mean vertex.
+    least_slope
+        the least; 0 where particles along the beam were learned, too.
+    sides
+        signs of the pz that were learned.
     """
 
     kinds: tuple[tuple[float, float], ...]
     energy: tuple[float, float]
     slope: float
+    least_slope: float = 0.0
+    sides: tuple[int, ...] = (-1, 1)
 
     @classmethod
     def of(
@@ -83,10 +92,15 @@ class Domain:
         features = from_vertex(particles, vertex, detector)
         energy = features[:, FEATURES.index("energy")]
         kinds = np.unique(features[:, [FEATURES.index("mass"), FEATURES.index("charge")]], axis=0)
+        slopes = _slopes(features)
+        least = float(slopes.min())
         return cls(
             tuple((float(mass), float(charge)) for mass, charge in kinds),
             (float(energy.min()), float(energy.max())),
-            float(_slopes(features).max()),
+            float(slopes.max()),
+            # by chance the least slope of particles from all over the face is not quite 0
+            least if least > _HOLE * slopes.max() else 0.0,
+            tuple(int(sign) for sign in np.unique(np.sign(features[:, FEATURES.index("pz")]))),
         )
 
     @property
@@ -98,6 +112,11 @@ class Domain:
     def largest_slope(self) -> float:
         """The same of the slopes."""
         return self.slope * (1 + _MARGIN)
+
+    @property
+    def smallest_slope(self) -> float:
+        """The least that is answered, likewise."""
+        return self.least_slope * (1 - _MARGIN)
 
     def known(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(N,) whether particles, features (N, 9), are of what was learned."""
@@ -130,8 +149,10 @@ class Domain:
         )
         kinds = np.array(self.kinds)
         near = np.abs(mass[:, None] - kinds[:, 0]) <= 1e-3 * kinds[:, 0] + 0.1
-        (low, high), most = self.energies, self.largest_slope
-        slopes = _slopes(features)
+        (low, high), least, most = self.energies, self.smallest_slope, self.largest_slope
+        slopes, pz = _slopes(features), features[:, FEATURES.index("pz")]
+        range_of = f"within {most:.3g} of 0" if least == 0 else f"from {least:.3g} to {most:.3g}"
+        side = "" if len(self.sides) > 1 else f", pz {'above' if self.sides[0] > 0 else 'below'} 0"
         return [
             (
                 (near & (charge[:, None] == kinds[:, 1])).any(1),
@@ -145,9 +166,9 @@ class Domain:
                 lambda k: f"{energy[k]:.6g}",
             ),
             (
-                slopes <= most,
-                f"px / pz and py / pz within {most:.3g} of 0: a particle that flies forwards",
-                lambda k: f"{slopes[k]:.3g}",
+                (slopes >= least) & (slopes <= most) & np.isin(np.sign(pz), self.sides),
+                f"px / pz and py / pz {range_of}{side}: a particle that flies forwards",
+                lambda k: f"{slopes[k]:.3g}" + (f" and pz {pz[k]:.4g}" if side else ""),
             ),
         ]
 
@@ -362,6 +383,8 @@ class Generator:
                 tuple((mass, charge) for mass, charge in known["domain"]["kinds"]),
                 (known["domain"]["energy"][0], known["domain"]["energy"][1]),
                 known["domain"]["slope"],
+                known["domain"].get("least_slope", 0.0),
+                tuple(known["domain"].get("sides", (-1, 1))),
             )
         except FileNotFoundError:
             raise

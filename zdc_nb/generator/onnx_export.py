@@ -311,6 +311,10 @@ class _Particle:
             op.greater_or_equal(self.energy, _real(low)),
             op.less_or_equal(self.energy, _real(high)),
         ]
+        if domain.least_slope > 0:
+            checks.append(op.greater_or_equal(steepest, _real(domain.smallest_slope)))
+        if len(domain.sides) == 1:
+            checks.append(op.greater(op.mul(self.pz, _real(float(domain.sides[0]))), _real(0.0)))
         found = checks[0]
         for check in checks[1:]:
             found = op.and_(found, check)

@@ -8,12 +8,15 @@ is its top, column 0 its left.
 
 from __future__ import annotations
 
-import sys
+import site
+import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from particle import InvalidParticle, Particle, ParticleNotFound
+from pydantic import AfterValidator, Field, model_validator
 
 from zdc_nb.params.files import (
     Name,
@@ -39,6 +42,7 @@ __all__ = [
     "SprayParams",
     "detector_file",
     "load_detector_params",
+    "shipped_detector",
 ]
 
 PDG: dict[str, int] = {
@@ -61,16 +65,26 @@ PDG: dict[str, int] = {
 
 CONDITIONS = (
     *("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge"),
-    *("pt", "eta", "phi"),
+    *("pt", "eta", "phi", "cos_phi", "sin_phi"),
 )
-"""What a flow can be told of a particle: the nine features (GeV, m, GeV, MeV, e), and the transverse
-momentum (GeV), pseudorapidity and azimuthal angle (rad) that follow from them."""
+"""What a flow can be told of a particle: the nine features (GeV, m, GeV, MeV, e), and what follows from
+them: the transverse momentum (GeV), the pseudorapidity, and the azimuthal angle (rad), which jumps from
+pi to -pi, its cosine and its sine, which do not."""
 
 Scale = Literal["standard", "log", "robust"]
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_MOST_FIBRES = 2**16
+"""They are numbered in 16 bits in files."""
+
+_POSITIVE = ("energy", "mass", "pt")
+"""Conditions that can be scaled as ``log``."""
+
 Length = Annotated[float, Field(allow_inf_nan=False)]
-Pair = Annotated[tuple[float, float], Field(strict=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pair = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+Spread = Annotated[tuple[PositiveFloat, NonNegative], Field(strict=False)]
+"""A length and its relative fluctuation."""
+Extent = Annotated[tuple[Length, Length], Field(strict=False)]
 
 
 class ChannelParams(Section):
@@ -93,10 +107,18 @@ class ChannelParams(Section):
         return self
 
 
+def _known_particle(pdg: int) -> int:
+    try:
+        Particle.from_pdgid(pdg)
+    except (InvalidParticle, ParticleNotFound) as error:
+        raise ValueError(f"species: expected PDG codes of known particles, got {pdg}") from error
+    return pdg
+
+
 class SpeciesParams(Section):
     """One kind of primary particle."""
 
-    pdg: int
+    pdg: Annotated[int, AfterValidator(_known_particle)]
     abundance: PositiveFloat = Field(description="relative to the other species")
     energy: Pair | None = Field(
         description="(a, b): energies follow x^(a-1) (1-x)^(b-1) between the least energy and the "
@@ -113,12 +135,12 @@ class PrimaryParams(Section):
     largest_angle: PositiveFloat | None = Field(
         description="rad: particles at wider angles are not drawn; null: eta says where they fly"
     )
-    eta: Pair | None = Field(
+    eta: Extent | None = Field(
         description="pseudorapidities are even over this range; null: energy and pT say where they fly"
     )
     sides: Literal["both", "one"] = Field(description="to both sides of the collision, or to one")
-    vertex_spread: Annotated[tuple[float, float, float], Field(strict=False)] = Field(
-        description="m, standard deviations of vx, vy, vz"
+    vertex_spread: Annotated[tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)] = (
+        Field(description="m, standard deviations of vx, vy, vz")
     )
     per_collision: PositiveFloat = Field(
         description="mean number of such particles in an event, both sides together"
@@ -127,6 +149,10 @@ class PrimaryParams(Section):
 
     @model_validator(mode="after")
     def _one_kinematics(self) -> PrimaryParams:
+        if self.least_energy >= self.beam_energy:
+            raise ValueError("least_energy: expected less than beam_energy")
+        if self.eta is not None and not self.eta[0] < self.eta[1]:
+            raise ValueError(f"eta: expected [least, largest], got {list(self.eta)}")
         if (self.eta is None) == (self.largest_angle is None):
             raise ValueError("eta: expected either eta or largest_angle, and null for the other")
         for kind in self.species:
@@ -144,12 +170,12 @@ class ShowerParams(Section):
     """
 
     photons_per_gev: NonNegative = Field(description="light of a shower that is contained")
-    resolution: Pair = Field(
+    resolution: Spread = Field(
         description="stochastic (sqrt GeV) and constant relative fluctuation of that yield, without "
         "photon statistics"
     )
-    core: Pair = Field(description="m and relative fluctuation of the core's radius R")
-    tail: Pair = Field(description="the same of the tail's")
+    core: Spread = Field(description="m and relative fluctuation of the core's radius R")
+    tail: Spread = Field(description="the same of the tail's")
     core_share: Pair = Field(description="Beta distribution of the light's share in the core")
 
 
@@ -180,14 +206,14 @@ class SprayParams(Section):
         description="that such a particle sends light to the face at all"
     )
     spots: NonNegative = Field(description="mean number of its spots beyond the first")
-    light: Pair = Field(
+    light: Spread = Field(
         description="shape of the gamma distribution of a spot's photons, and the power of the lost "
         "energy that their mean follows"
     )
     mean: Annotated[tuple[NonNegative, NonNegative], Field(strict=False)] = Field(
         description="mean photons of a spot at 1 TeV: of charged and of neutral particles"
     )
-    radius: Pair = Field(description="m and relative fluctuation of a spot's radius R")
+    radius: Spread = Field(description="m and relative fluctuation of a spot's radius R")
     reach: Pair = Field(
         description="m: spots are spread evenly over this far along x and y from the face's centre"
     )
@@ -197,7 +223,7 @@ class SimulationParams(Section):
     """The open simulation: fast and parametrised. It is not GEANT4."""
 
     primaries: PrimaryParams
-    dipole: Pair | None = Field(
+    dipole: Extent | None = Field(
         description="m, extent of the magnet on the way that bends what is charged; null: none"
     )
     catch: NonNegative = Field(
@@ -253,10 +279,42 @@ class DetectorParams(Section):
                 raise ValueError(f"species: {name!r} is none; expected one of {', '.join(PDG)}")
         if len(set(self.species)) != len(self.species):
             raise ValueError(f"species: expected each name once, got {self.species}")
-        simulation = self.simulation
-        if simulation is not None and (self.deflection or 0.0) != 0 and simulation.dipole is None:
-            raise ValueError("simulation.dipole: expected its extent, there is a deflection")
+        if self.shape[0] * self.shape[1] > _MOST_FIBRES:
+            raise ValueError(
+                f"shape: expected at most {_MOST_FIBRES} fibres, got {list(self.shape)}"
+            )
+        for name, scale in self.conditions.items():
+            if scale == "log" and name not in _POSITIVE:
+                raise ValueError(
+                    f"conditions.{name}: expected standard or robust, it can be negative; "
+                    f"log is for {', '.join(_POSITIVE)}"
+                )
+        columns = [name.replace(" ", "_") for name in self.channels]
+        if len(set(columns)) != len(columns):
+            raise ValueError(f"channels: expected names that differ, got {[*self.channels]}")
+        for name, pattern in self.channels.items():
+            if pattern.strip is not None and pattern.strip[1] > self.shape[1]:
+                raise ValueError(
+                    f"channels.{name}.strip: expected at most {self.shape[1]} strips, as many as "
+                    f"columns, got {pattern.strip[1]}"
+                )
+        self._check_dipole()
         return self
+
+    def _check_dipole(self) -> None:
+        if self.simulation is None:
+            return
+        dipole = self.simulation.dipole
+        if self.deflection != 0 and dipole is None:
+            raise ValueError(
+                "simulation.dipole: expected its extent, charged particles are bent (deflection "
+                f"{'null' if self.deflection is None else self.deflection})"
+            )
+        if dipole is not None and not 0 <= dipole[0] <= dipole[1] < self.distance:
+            raise ValueError(
+                "simulation.dipole: expected [start, end] with 0 <= start <= end < distance, got "
+                f"{list(dipole)}"
+            )
 
 
 def detector_file(name: str) -> Path:
@@ -266,17 +324,33 @@ def detector_file(name: str) -> Path:
     :class:`~zdc_nb.params.ParameterError`.
     """
     if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    folders = (
-        project_root() / "detectors",
-        Path(__file__).parents[2] / "detectors",  # beside the package, where it is a checkout
-        Path(sys.prefix) / "share" / "zdc_nb" / "detectors",  # where a wheel puts them
-    )
+        path = Path(name)
+        # a notebook runs in its own folder
+        return path.resolve() if path.is_absolute() or path.exists() else project_root() / path
+    folders = (project_root() / "detectors", *_shipped())
     for folder in folders:
         if (file := folder / f"{name}.yaml").is_file():
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     raise ParameterError(f"detector: {name!r} is none; expected one of {', '.join(known)}")
+
+
+def _shipped() -> Iterator[Path]:
+    """Where detectors can be that come with the package."""
+    yield Path(__file__).parents[2] / "detectors"  # beside it, where it is a checkout
+    for data in dict.fromkeys((sysconfig.get_path("data"), site.getuserbase())):
+        yield Path(data) / "share" / "zdc_nb" / "detectors"  # where a wheel puts them
+
+
+def shipped_detector(name: str) -> Path:
+    """The file of a detector that comes with the package, whatever the project has.
+
+    Raises ``FileNotFoundError``.
+    """
+    for folder in _shipped():
+        if (file := folder / f"{name}.yaml").is_file():
+            return file
+    raise FileNotFoundError(f"{name}.yaml: not among what the package was installed with")
 
 
 def load_detector_params(name: str) -> DetectorParams:

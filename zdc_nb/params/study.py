@@ -418,6 +418,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         self._check_subsets()
+        self._check_source()
         for key, values in (("subsets", self.subsets), ("setups", self.setups)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key}: expected each name once, got {values}")
@@ -458,6 +459,20 @@ class Study(Section):
                 f"with preprocessing.alpha = {alpha:g}, got {self.flow.bound:g}"
             )
         return self
+
+    def _check_source(self) -> None:
+        """Where there is no simulation of the detector, nothing asks for one."""
+        if self.detector_params.simulation is not None:
+            return
+        if self.data.file is None:
+            raise ValueError(
+                f"data.file: expected files, the detector {self.detector} has no simulation"
+            )
+        if self.collisions is not None:
+            raise ValueError(
+                f"collisions: expected null, the detector {self.detector} has no simulation to "
+                "compare with"
+            )
 
     def _check_subsets(self) -> None:
         """Every data set that is named is one of the detector's."""

@@ -41,6 +41,7 @@ __all__ = [
     "data_report",
     "kept_events",
     "new_particles",
+    "simulation_identity",
     "study_detector",
     "study_events",
     "study_split",
@@ -76,19 +77,39 @@ def study_detector(study: Study) -> Detector:
     return load_detector(study.detector)
 
 
-_ZN_OF_BEFORE = "1be6ce2a5a9f0ad02a6fd9ed12085e67a52c4321eeac6d20255c2e133f7cff30"
-"""Checksum of the ZN's parameters when it was the only detector, and not part of an identity."""
+_ZN_OF_BEFORE = (
+    "a2267e5c5516c91ba01fbcb2048c4242cf0f7bb375271586457f2be342deef9c",
+    "2af23e9bda4b7fc88e5f49979fa30b36a87d4bb4004e98167deb1b7b74955142",
+)
+"""Checksums of the ZN when it was the only detector, and not part of an identity: of its simulation,
+and of files."""
 
 
 def _detector_identity(study: Study) -> dict[str, str]:
-    """A checksum of all that its file says; nothing of the ZN as it was, so that what was made of it
-    stays what it is."""
-    texts = {"name", "label", "title"}
-    content = study.detector_params.model_dump(mode="json", exclude=texts)
-    if content["simulation"] is not None:
-        content["simulation"]["primaries"].pop("per_collision")  # of events, not of responses
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {} if digest == _ZN_OF_BEFORE else {"detector": digest}
+    """A checksum of what its file says; nothing of the ZN as it was, so that what was made of it stays
+    what it is."""
+    content = study.detector_params.model_dump(mode="json", exclude={"name", "title"})
+    # their order is that of columns
+    for key in ("conditions", "channels"):
+        content[key] = [*content[key].items()]
+    if study.data.file is not None:
+        content.pop("simulation")  # the label says which rows of O2's texts are read
+    else:
+        content.pop("label")
+        if content["simulation"] is not None:
+            content["simulation"]["primaries"].pop("per_collision")  # of events, not of responses
+    digest = _checksum_of(content)
+    return {} if digest in _ZN_OF_BEFORE else {"detector": digest}
+
+
+def simulation_identity(study: Study) -> dict[str, Any]:
+    """What makes whole collisions what they are, beside particles and models."""
+    simulation = study.detector_params.model_dump(mode="json")["simulation"]
+    return {"simulation": _checksum_of(simulation), "version": VERSION}
+
+
+def _checksum_of(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def data_identity(study: Study) -> dict[str, Any]:

@@ -356,7 +356,10 @@ def values_of(
     its own values of the section ``student``, and the setup that it is of. What belongs to the centre
     loss only where there is one. A training other than the first has its ``seed``.
     """
-    from zdc_nb.study.dataset import data_identity  # noqa: PLC0415 - it reads files: slow to import
+    from zdc_nb.study.dataset import (  # noqa: PLC0415 - slow to import
+        data_identity,
+        simulation_identity,
+    )
 
     sections: list[str] = []
     todo = [kind]
@@ -377,8 +380,10 @@ def values_of(
             values["student"].pop(key)
     # what the files hold, not how they are named
     values["data"].pop("file")
-    if values.get("collisions") and values["collisions"]["file"] is not None:
-        values["collisions"]["file"] = checksum(project_root() / values["collisions"]["file"])
+    if values.get("collisions"):
+        values["collisions"] |= simulation_identity(study)
+        if values["collisions"]["file"] is not None:
+            values["collisions"]["file"] = checksum(project_root() / values["collisions"]["file"])
     return values | {"source": data_identity(study)}
 
 

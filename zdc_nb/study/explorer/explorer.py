@@ -158,8 +158,8 @@ def open_explorer(
     model: str | None = None,
     species: str | int | None = None,
     energy: float | None = None,
-    x: float = 5.0,
-    y: float = 5.0,
+    x: float | None = None,
+    y: float | None = None,
 ) -> Explorer:
     """The explorer of a study, and a line that says which.
 
@@ -171,7 +171,8 @@ def open_explorer(
         a name of :attr:`Explorer.models`; None: the splitting flow, where there is one.
     species, energy, x, y
         of the particle at the start, see :meth:`Explorer.aim`; None: the first species of which
-        something was learned, and the median energy of its test responses.
+        something was learned, the median energy of its test responses, and a point near the middle of
+        the face.
 
     Raises
     ------
@@ -182,9 +183,12 @@ def open_explorer(
     explorer = Explorer(choose_study(study))
     if model is not None:
         explorer.model = explorer.check_model(model)
-    species = explorer.species[0] if species is None else species
-    energy = explorer.usual_energy(species) if energy is None else energy
-    explorer.particle = explorer.aim(species, energy, x, y)
+    if explorer.species:  # nothing else can be aimed
+        species = explorer.species[0] if species is None else species
+        energy = explorer.usual_energy(species) if energy is None else energy
+        usual = explorer.usual_point
+        point = (usual[0] if x is None else x, usual[1] if y is None else y)
+        explorer.particle = explorer.aim(species, energy, *point)
     name = explorer.study.name
     print(
         f"Study {name}: {len(explorer.models)} trained models, {len(explorer.rows)} test responses"
@@ -308,7 +312,10 @@ class Explorer:
         self.follower: Callable[[View], None] | None = None
         self.sums = "drawn" if self.photon_sum_model is not None else "simulated"
         known = self.species_of(self.model)
-        self.particle = self.aim(known[0], 2500.0, 5.0, 5.0) if known else self.row(0)
+        if known:
+            self.particle = self.aim(known[0], self.usual_energy(known[0]), *self.usual_point)
+        else:
+            self.particle = self.row(0)
 
     def _trainings(self) -> Iterator[Artefact]:
         """Of all flows, the largest data set first, the splitting flow before the others."""
@@ -408,6 +415,12 @@ class Explorer:
                 )
         found = aim(pdg, energy, (x / 1e3, y / 1e3), self.detector)
         return Chosen(pdg, found.features[0], self.detector)
+
+    @property
+    def usual_point(self) -> tuple[float, float]:
+        """mm, x and y of a point near the middle of the face, a seventh of the way to its edges."""
+        height, width = (round(1e3 * side / 7) / 2 for side in self.detector.face)
+        return width, height
 
     def usual_energy(self, species: str | int) -> float:
         """GeV, two digits: the median of test responses to a species, or of all, where there are none."""
@@ -729,8 +742,10 @@ class Explorer:
     def _time(self, name: str, runs: int) -> tuple[str, int, float, float, float]:
         device, seconds = choose_device(self.study.device).type, []
         # the first has the still part of the picture to draw
-        for energy in np.geomspace(1000.0, 2500.0, runs + 1):
-            self.particle = self.aim(self.species_of(name)[0], energy, 5.0, 5.0)
+        species = self.species_of(name)[0]
+        usual = self.usual_energy(species)
+        for energy in np.geomspace(max(usual / 2.5, LEAST_ENERGY), usual, runs + 1):
+            self.particle = self.aim(species, energy, *self.usual_point)
             view = self.view()
             sums = view.generated.photon_sum
             calls: list[Callable[[], object]] = [
