@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from zdc_nb.data.figures import description_of
 from zdc_nb.evaluation.claim import claim_figure, claim_findings, claim_rest
 from zdc_nb.params import ParameterError, load_study
-from zdc_nb.study.claim import _weight, load_claim
+from zdc_nb.study.claim import _weight, claim_pictures, load_claim
 
 METRICS = {"WS": 5.0, "MAE_cw": 20.0, "centre MAE": 2.0, "radius MAE": 3.0}
 
@@ -185,3 +186,27 @@ def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(ParameterError, match=r"claim\.yaml: studies"):
         load_claim(file)
+
+
+@pytest.mark.parametrize(
+    ("loss", "files"),
+    [
+        ("channel", ["claim", "claim_centre", "claim_radius"]),
+        ("centre", ["claim_centre", "claim", "claim_radius"]),
+    ],
+)
+def test_the_first_picture_is_of_what_the_loss_is_for(
+    loss: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"reports": "reports", "loss": loss, "studies": {"a": ["a.yaml"]}, "open": []}
+    Path("mine.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    claim = load_claim("mine.yaml")
+    table = table_of(rows_of("ch30", 30.0, HELPS)).assign(loss=loss)
+    pictures = claim_pictures(claim, table)
+    written = [claim.folder / f"{name}.png" for name in files]
+    assert [picture.data for picture in pictures] == [path.read_bytes() for path in written]
+    for number, path in enumerate(written):
+        text = description_of(path)
+        assert f"by the weight of their {loss} loss" in text
+        assert ("price" in text) == (number > 0)

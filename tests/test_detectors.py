@@ -429,6 +429,11 @@ def test_published_numbers_are_those_of_the_zn() -> None:
     assert [has_published(detector) for detector in (ZN, ZP, FOCAL)] == [True, False, False]
     assert nothing_published(of_detector("zn")) == ""
     assert "`detectors/zp.yaml`" in nothing_published(of_detector("zp"))
+    by_path = of_detector(str(ROOT / "detectors" / "zp.yaml"))
+    assert nothing_published(by_path) == nothing_published(of_detector("zp"))
+    assert "simulation" in nothing_published(by_path)
+    files = by_path.data.model_copy(update={"file": "own.csv"})
+    assert "simulation" not in nothing_published(by_path.model_copy(update={"data": files}))
     tables = {
         name: {path.name for path in find_stage(of_detector(name), "01_data_exploration").tables}
         for name in ("zn", "zp")
@@ -455,7 +460,9 @@ def test_the_index_page_is_about_the_detector(tmp_path: Path) -> None:
     assert "Normalizing flows for the FoCal-H-like hadronic calorimeter" in pages["focal_h"]
     assert "36 x 36 fibres" in pages["focal_h"]
     assert "`detectors/focal_h.yaml`" in nothing_published(of_detector("focal_h"))
-    assert pages["focal_h"].count("Nothing is published about this detector") == 2
+    assert pages["focal_h"].count("No results of generators are published for this detector") == 2
+    assert "(energy, eta, phi, pt, vz, mass, charge)" in pages["focal_h"]
+    assert "(energy, vx, vy, vz, px, py, pz, mass, charge)" in pages["zn"]
     assert "read out in 4 channels" in pages["focal_h"]
     for words in ("neutron", "306 780", "160 ms", "44 x 44"):
         assert words in pages["zn"], words
@@ -509,7 +516,7 @@ def test_the_package_knows_no_size_of_a_face() -> None:
 
 def test_notebooks_of_any_study_say_nothing_that_is_true_of_the_zn_only() -> None:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if not "00" <= path.name[:2] <= "15":
+        if not "00" <= path.name[:2] <= "16":
             continue
         text = path.read_text("utf-8")
         for words in ("44 x 44 fibres", "1936", "five channels", "five *channels*", "neutron ZDC"):

@@ -145,8 +145,9 @@ def repeats_figure(events: Events, count: int) -> Figure:
     """Several responses to one and the same particle, a row for each of some species.
 
     The species are the photon, for its steadiness, and those that are a data set of their own, as
-    far as there are responses to them, or else the most frequent one. Of each it is the particle of the largest f_div, where the repeats differ most; of its
-    responses, up to ``count`` at even ranks of the photon sum, from the dimmest to the brightest.
+    far as there are responses to them, or else the most frequent one. Of each it is the particle of
+    the largest f_div, where the repeats differ most; of its responses, up to ``count`` at even ranks
+    of the photon sum, from the dimmest to the brightest.
     """
     codes, frequency = np.unique(events.pdg, return_counts=True)
     shown = dict.fromkeys((PDG["gamma"], *events.detector.codes.values()))

@@ -299,8 +299,9 @@ def raw_conditions(events: Conditioned, params: PreprocessingParams) -> NDArray[
     """(N, C) conditions before standardisation.
 
     ``paper``: the detector's conditions of a particle (of the ZN the nine features) and the photon
-    sum. ``impact``: these, the logarithms of energy and photon sum, and the impact point as Gaussian radial basis functions on a grid over the
-    face, so that a network need not build a fine function of position out of the ratio px / pz.
+    sum. ``impact``: these, the logarithms of energy and photon sum, and the impact point as Gaussian
+    radial basis functions on a grid over the face, so that a network need not build a fine function
+    of position out of the ratio px / pz.
     """
     photons = events.photon_sum.astype(np.float64)[:, None]
     columns = [particle_conditions(events.features, events.detector), photons]
@@ -354,12 +355,14 @@ def _fitted(
 
 @dataclass(frozen=True)
 class ConditionScaler:
-    """Standardises conditions with the training split's mean and standard deviation.
+    """Standardises conditions by where they lie in the training split, and how far they spread.
 
     Attributes
     ----------
     mean, std
-        (C,) float64. A column that does not vary has std 1, so that it becomes 0.
+        (C,) float64, mean and standard deviation; of what is scaled as ``robust``, and of slopes, the
+        median and half the width of the middle 68%. A column that does not vary has std 1, so that
+        it becomes 0.
     """
 
     mean: NDArray[np.float64]
@@ -376,7 +379,7 @@ class ConditionScaler:
 
     @classmethod
     def fit(cls, train: Events, params: PreprocessingParams) -> ConditionScaler:
-        """Mean and standard deviation of the raw conditions of ``train``."""
+        """Place and spread of the raw conditions of ``train``, each scaled as its detector says."""
         raw = raw_conditions(train, params)
         return cls(*_standard(*_fitted(raw, train.detector)))
 
@@ -413,8 +416,9 @@ class ConditionScaler:
     def particle(self, features: NDArray[np.float64], detector: Detector) -> Tensor:
         """(N, C) float32, what the networks of :mod:`zdc_nb.flows.particle_nets` are told.
 
-        Of features (N, 9): energy and its logarithm, momentum, mass, charge, side and slopes (from the
-        origin to where the particle arrives: of the vertex nothing else), standardised; the impact point as Gaussian radial basis functions on a grid of
+        Of features (N, 9), whatever the detector's conditions are: energy and its logarithm, momentum,
+        mass, charge, side and slopes (from the origin to where the particle arrives: of the vertex
+        nothing else), standardised; the impact point as Gaussian radial basis functions on a grid of
         :data:`PLACE_GRID` points a side, somewhat larger than the face; and its distances to the
         edges, as a softsign.
         """
@@ -425,9 +429,9 @@ class ConditionScaler:
     def context(self, events: Conditioned) -> Tensor:
         """(N, C + 3) float32, what :class:`zdc_nb.flows.splitting.SplittingFlow` is told.
 
-        Nothing but the detector's conditions (of the ZN the nine published features) and the photon
-        sum: these, logarithms of energy and sum, the side and the slopes, standardised, then the
-        photon sum as it is.
+        The detector's conditions (of the ZN the nine published features) and the photon sum; whatever
+        the conditions are, the logarithms of sum and energy, the side (sign of pz) and the slopes
+        along y and x; all standardised, then the photon sum as it is.
         """
         total = torch.from_numpy(events.photon_sum.astype(np.float32))
         return torch.cat([self._scale(_raw_context(events)), total[:, None]], 1)

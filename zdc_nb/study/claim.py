@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
+from IPython.display import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import centre as centres
 from zdc_nb.evaluation import intervals, paired_differences
+from zdc_nb.evaluation.claim import claim_figure
 from zdc_nb.params import ParameterError, Study, load_parameters, load_study, project_root
 from zdc_nb.study.session import Session
 from zdc_nb.study.stages import find_stage
 
-__all__ = ["Claim", "centre_table", "claim_table", "load_claim", "open_table"]
+__all__ = ["Claim", "centre_table", "claim_pictures", "claim_table", "load_claim", "open_table"]
 
 
 class Claim(BaseModel):
@@ -69,6 +72,34 @@ def open_table(claim: Claim) -> pd.DataFrame:
     studies = [load_study(file) for file in claim.open]
     parts = [_of_study(study, study.name, claim.loss) for study in studies]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+_SHOWN = {
+    "MAE_cw": ("claim", "Channel error"),
+    "centre MAE": ("claim_centre", "Error of the mean shower centre"),
+    "radius MAE": ("claim_radius", "Error of the shower radius"),
+}
+"""Metrics: their pictures' files, and what they are called there."""
+
+_AIM = {"channel": "MAE_cw", "centre": "centre MAE"}
+"""What a loss is to make smaller; the other metrics are its price."""
+
+
+def claim_pictures(claim: Claim, table: pd.DataFrame) -> list[Image]:
+    """The figures of a :func:`claim_table`, written to ``claim.folder``: the loss's aim, then its price."""
+    aim = _AIM[claim.loss]
+    pictures = []
+    for metric in (aim, *(name for name in _SHOWN if name != aim)):
+        file, what = _SHOWN[metric]
+        text = (
+            f"{what} of students on particles never seen, by the weight of their {claim.loss} loss, "
+            "beside their teacher and new simulations. Less is better; bars are intervals."
+        )
+        if metric != aim:
+            text += f" A curve that rises is a price of the {claim.loss} loss."
+        figure = claim_figure(table, metric)
+        pictures.append(save_figure(figure, claim.folder / f"{file}.png", text))
+    return pictures
 
 
 def centre_table(claim: Claim) -> pd.DataFrame:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from zdc_nb.data.calibration import has_published
 from zdc_nb.data.symbols import symbol
 from zdc_nb.detector import Detector
-from zdc_nb.params import Study
+from zdc_nb.params import Study, project_root
+from zdc_nb.params.detector import detector_file
 from zdc_nb.study.dataset import study_detector
 
 __all__ = ["channels_in_words", "described", "in_words", "nothing_published"]
@@ -28,12 +31,26 @@ def described(study: Study) -> str:
 
 def nothing_published(study: Study) -> str:
     """Why nothing published stands beside a study's numbers, Markdown; empty where something does."""
-    if has_published(study_detector(study)):
+    detector = study_detector(study)
+    if has_published(detector):
         return ""
-    return (
-        "Nothing is published about this detector that these numbers could be compared with. What "
-        f"was chosen for its simulation, and why, says its file, `detectors/{study.detector}.yaml`."
+    file = _file_of(study)
+    said = (
+        "No results of generators are published for this detector to compare these numbers with. "
     )
+    if study.data.file is not None or detector.simulation is None:
+        return f"{said}What is known of the detector is in its file, `{file}`."
+    return f"{said}What of its simulation is published, tuned or chosen, says its file, `{file}`."
+
+
+def _file_of(study: Study) -> str:
+    """The file of a study's detector, as one finds it from the project's root."""
+    file, root = detector_file(study.detector).resolve(), project_root().resolve()
+    if file.is_relative_to(root):
+        return file.relative_to(root).as_posix()
+    # one that comes with the package, or that the study names by its path
+    by_name = study.detector == file.stem
+    return f"detectors/{file.name}" if by_name else Path(study.detector).as_posix()
 
 
 def in_words(detector: Detector) -> str:
