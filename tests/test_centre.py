@@ -3,45 +3,54 @@
 import numpy as np
 import pytest
 
+from zdc_nb.data.events import Events
 from zdc_nb.data.expected import expected_centre
 from zdc_nb.data.simulation import simulate
-from zdc_nb.detector import ZN, shower_centre
+from zdc_nb.detector import ZN, load_detector, shower_centre
 from zdc_nb.evaluation.centre import centre_groups, centre_table
 from zdc_nb.evaluation.metrics import Observed, observe
 from zdc_nb.evaluation.names import SIMULATED
 
 EVENTS = simulate(1500, 6, 10, 3, abundance={2212: 2.0, 3122: 6.0})
+# a face that is not square, at which protons arrive
+BENT = simulate(1500, 6, 10, 3, abundance={3122: 20.0}, detector=load_detector("zp"))
 
 
-def test_every_response_is_in_one_group() -> None:
-    groups = centre_groups(EVENTS)
+@pytest.mark.parametrize("events", [EVENTS, BENT], ids=["zn", "zp"])
+def test_every_response_is_in_one_group(events: Events) -> None:
+    groups = centre_groups(events)
     assert (np.sum([*groups.values()], axis=0) == 1).all()
     assert all(chosen.sum() > 20 for chosen in groups.values())
-    lambdas = EVENTS.pdg == 3122
+    lambdas = events.pdg == 3122
     assert (groups["decays"] & lambdas).sum() > 20
-    assert not (groups["arrives"] & (EVENTS.pdg == 2212)).any()
-    # near the edge is within a tenth of the face
-    centre = expected_centre(EVENTS.pdg, EVENTS.features, ZN).centre
-    from_edge = np.minimum(centre + 0.5, 43.5 - centre).min(1)
-    assert from_edge[groups["at the edge"]].max() <= 4.4 < from_edge[groups["arrives"]].min() + 0.1
+    assert (groups["arrives"] & (events.pdg == 2212)).any() == (events.detector != ZN)
+    # near the edge is within a tenth of the face's longer side
+    detector = events.detector
+    centre = expected_centre(events.pdg, events.features, detector).centre
+    from_edge = np.minimum(centre + 0.5, np.array(detector.shape) - 0.5 - centre).min(1)
+    near = 0.1 * max(detector.shape)
+    assert from_edge[groups["at the edge"]].max() <= near
+    assert from_edge[groups["arrives"]].min() > near - 0.1
 
 
-def test_distance_and_spread_equal_a_loop_over_particles() -> None:
-    responses = EVENTS.responses
-    moved, shrunk = np.roll(responses, 3, axis=2), np.repeat(responses[:1], len(EVENTS), axis=0)
+@pytest.mark.parametrize("events", [EVENTS, BENT], ids=["zn", "zp"])
+def test_distance_and_spread_equal_a_loop_over_particles(events: Events) -> None:
+    responses, detector = events.responses, events.detector
+    # those of other particles, and one and the same for all
+    others, still = responses[::-1], np.repeat(responses[:1], len(events), axis=0)
     models = {
-        name: {1: Observed.stack([observe(values, ZN)] * 2)}
-        for name, values in (("bs", moved), ("still", shrunk))
+        name: {1: Observed.stack([observe(values, detector)] * 2)}
+        for name, values in (("bs", others), ("still", still))
     }
-    table = centre_table(EVENTS, models)
-    groups = centre_groups(EVENTS)
-    expected = expected_centre(EVENTS.pdg, EVENTS.features, ZN)
-    for name, values in ((SIMULATED, responses), ("bs", moved), ("still", shrunk)):
-        centre = shower_centre(values, ZN)
+    table = centre_table(events, models)
+    groups = centre_groups(events)
+    expected = expected_centre(events.pdg, events.features, detector)
+    for name, values in ((SIMULATED, responses), ("bs", others), ("still", still)):
+        centre = shower_centre(values, detector)
         for group, chosen in groups.items():
             distance, spread, n = 0.0, 0.0, 0
-            for particle in np.unique(EVENTS.particle[chosen]):
-                own = np.flatnonzero(EVENTS.particle == particle)
+            for particle in np.unique(events.particle[chosen]):
+                own = np.flatnonzero(events.particle == particle)
                 mean = centre[own].mean(0)
                 n += len(own)
                 for k in own:
@@ -53,7 +62,7 @@ def test_distance_and_spread_equal_a_loop_over_particles() -> None:
                 assert np.isnan(row["distance"])
             else:
                 assert row["distance"] == pytest.approx(np.sqrt(distance / n))
-            assert row["particles"] == len(np.unique(EVENTS.particle[chosen]))
+            assert row["particles"] == len(np.unique(events.particle[chosen]))
     table = table.set_index(["group", "model"])
     assert table.xs("still", level="model")["spread"].max() < 1e-9
     assert (table.xs("bs", level="model")["centre MAE"] > 0).all()

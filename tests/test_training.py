@@ -250,7 +250,7 @@ def test_each_setup_minimises_its_own_sum(parts, taught, setup):
 SPLITS = SMOKE.preprocessing.model_copy(
     update={"coordinates": "splits", "noise": None, "alpha": None, "denoise": None}
 )
-FOCAL = load_detector("focal_h")
+FOCAL, ZP = load_detector("focal_h"), load_detector("zp")
 COORDINATES = [(SMOKE.preprocessing, ZN), (SPLITS, ZN), (SPLITS, FOCAL)]
 
 
@@ -275,7 +275,7 @@ def test_the_centre_is_that_of_the_photons_on_average_over_the_noise(
     assert moved > 1 if params.coordinates == "fibres" else moved == 0
 
 
-@pytest.mark.parametrize(("params", "detector"), COORDINATES)
+@pytest.mark.parametrize(("params", "detector"), [*COORDINATES, (SPLITS, ZP)])
 def test_the_gradient_of_the_centre_is_that_of_finite_differences(
     params: PreprocessingParams, detector: Detector
 ) -> None:
