@@ -164,10 +164,24 @@ def test_the_figure_has_a_panel_for_each_data_set_of_each_study() -> None:
 
 def test_a_row_without_its_first_panel_keeps_its_axis() -> None:
     lines = table_of(rows_of("scratch_ch1", 1.0, {}), rows_of("scratch_ch1000", 1000.0, HELPS))
-    table = pd.concat([lines, lines.assign(study="splits", subset="all")])
-    for axis in claim_figure(table, "MAE_cw").axes:
+    both = lines.assign(study="splits")
+    table = pd.concat([lines, both, both.assign(subset="all")])
+    axes = claim_figure(table, "MAE_cw").axes
+    for axis in (axes[0], axes[2]):
         assert axis.get_ylabel() == "MAE_cw (photons)"
         assert axis.yaxis.get_tick_params()["labelleft"]
+
+
+def test_data_sets_of_a_study_each_stand_in_one_row() -> None:
+    lines = table_of(rows_of("scratch_ch1", 1.0, {}), rows_of("scratch_ch1000", 1000.0, HELPS))
+    table = pd.concat([lines, lines.assign(study="splits", subset="all")])
+    axes = claim_figure(table, "MAE_cw").axes
+    assert [axis.get_subplotspec().rowspan.start for axis in axes] == [0, 0]  # type: ignore[union-attr]
+    for axis in axes:
+        assert axis.get_ylabel() == "MAE_cw (photons)"
+        assert axis.yaxis.get_tick_params()["labelleft"]
+        # nobody began as its teacher
+        assert axis.get_legend_handles_labels()[1][-1] == "students, begun from scratch"
 
 
 def test_a_bad_claim_is_refused_by_name(tmp_path: Path) -> None:

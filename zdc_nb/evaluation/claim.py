@@ -18,7 +18,7 @@ baseline, change, change_low, change_high, improvement
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -49,17 +49,24 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
     """A metric against the weight of the loss, with intervals.
 
     A panel for each data set (row) and study (column), a line for each start; beside them the
-    teacher, and new simulations scaled to the photon sum (``reference+sum``).
+    teacher, and new simulations scaled to the photon sum (``reference+sum``). Where every data set is
+    of one study alone, all panels stand in one row.
     """
     chosen = table[table["metric"] == metric]
     subsets, studies = (list(dict.fromkeys(chosen[key])) for key in ("subset", "study"))
-    size = max(9.0, 4.4 * len(studies) + 0.8), 3.5 * len(subsets) + 1.0
+    grid = [[(subset, name) for name in studies] for subset in subsets]
+    pairs = list(dict.fromkeys(zip(chosen["subset"], chosen["study"], strict=True)))
+    one_row = len(pairs) == len(subsets) > 1
+    if one_row:
+        grid = [pairs]
+    size = max(9.0, 4.4 * len(grid[0]) + 0.8), 3.5 * len(grid) + 1.0
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(subsets), len(studies), squeeze=False, sharey="row")
+    sharing: Literal["none", "row"] = "none" if one_row else "row"
+    axes = figure.subplots(len(grid), len(grid[0]), squeeze=False, sharey=sharing)
     weights = sorted({float(weight) for weight in chosen["weight"].dropna()} - {0.0})
-    for row, subset in zip(axes, subsets, strict=True):
+    for row, places in zip(axes, grid, strict=True):
         shown = []
-        for axis, name in zip(row, studies, strict=True):
+        for axis, (subset, name) in zip(row, places, strict=True):
             part = chosen[(chosen["subset"] == subset) & (chosen["study"] == name)]
             if part.empty:
                 axis.remove()
@@ -71,8 +78,9 @@ def claim_figure(table: pd.DataFrame, metric: str) -> Figure:
                 f"{drawn_symbol(subset)}, {name}, {trainings} training{'s' * (trainings > 1)} of each"
             )
             axis.set_xlabel(f"weight of the {_loss(table)} loss (0: without)")
-        shown[0].set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
-        shown[0].tick_params(labelleft=True)
+        for axis in shown if one_row else shown[:1]:
+            axis.set_ylabel(f"{metric} ({_UNITS.get(metric, 'photons')})")
+            axis.tick_params(labelleft=True)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
@@ -86,6 +94,8 @@ def _against_weight(axis: Axes, part: pd.DataFrame, weights: list[float]) -> Non
     none = weights[0] / 10 if weights else 0.1  # where a logarithmic axis has no weight
     for start, (colour, marker, label) in _STARTS.items():
         line = part[(part["start"] == start) & part["weight"].notna()].sort_values("weight")
+        if line.empty:
+            continue
         axis.errorbar(
             line["weight"].replace(0.0, none) * (1.04 if start == "scratch" else 0.96),
             line["value"],
