@@ -30,13 +30,13 @@ from zdc_nb.evaluation.conclusions import listed_names
 from zdc_nb.evaluation.figures import COLOURS
 from zdc_nb.evaluation.names import name_of
 
-__all__ = ["claim_figure", "claim_findings", "claim_rest"]
+__all__ = ["MADE_FOR", "claim_figure", "claim_findings", "claim_rest"]
 
 _STARTS = {"scratch": ("#d55e00", "o", "from scratch"), "teacher": ("#0173b2", "s", "as teacher")}
 
 _UNITS = {"centre MAE": "fibres", "radius MAE": "fibres"}
 
-_MADE_FOR = {"channel": "MAE_cw", "centre": "centre MAE"}
+MADE_FOR = {"channel": "MAE_cw", "centre": "centre MAE"}
 """The error that a loss is to make smaller."""
 
 _PRICE = {"channel": ("centre MAE", "radius MAE"), "centre": ("MAE_cw", "radius MAE")}
@@ -163,15 +163,15 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
             f"{listed_names(found['paid'])}; not shown on {listed_names(found['none'])}"
         )
     yield (
-        f"**Does a {loss} loss of any weight give a smaller {_MADE_FOR[loss]}?** (Shown where the "
+        f"**Does a {loss} loss of any weight give a smaller {MADE_FOR[loss]}?** (Shown where the "
         f"{LEVEL:.0%} interval of the change leaves out 0, at one weight at least.) "
         f"{'. '.join(verdict[0].upper() + verdict[1:] for verdict in verdicts)}."
     )
     trainings = int(table.loc[table["start"] != "", "trainings"].min())
-    tried = table.loc[(table["metric"] == _MADE_FOR[loss]) & (table["weight"] > 0)]
+    tried = table.loc[(table["metric"] == MADE_FOR[loss]) & (table["weight"] > 0)]
     yield (
         f"**How sure.** {trainings} training{'s' * (trainings > 1)} of each model at least, "
-        f"{len(tried)} changes of {_MADE_FOR[loss]}: without any effect about {(1 - LEVEL) * len(tried):.1f} "
+        f"{len(tried)} changes of {MADE_FOR[loss]}: without any effect about {(1 - LEVEL) * len(tried):.1f} "
         "of them would leave out 0."
         + ("" if trainings > 1 else " One training says nothing of what another seed would give.")
     )
@@ -180,7 +180,7 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
 def _best(part: pd.DataFrame) -> str:
     """Of one start on one data set: the best weight, what it brings and what it costs."""
     loss = _loss(part)
-    made_for, unit = _MADE_FOR[loss], _UNITS.get(_MADE_FOR[loss], "photons")
+    made_for, unit = MADE_FOR[loss], _UNITS.get(MADE_FOR[loss], "photons")
     digits = 1 if unit == "photons" else 2
     mae = part[part["metric"] == made_for]
     with_loss = mae[mae["weight"] > 0]
@@ -208,7 +208,7 @@ def _helpful(part: pd.DataFrame) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"free": [], "paid": [], "none": []}
     loss = _loss(part)
     for subset, rows in part[part["weight"] > 0].groupby("subset", sort=False):
-        helpful = rows.loc[rows["metric"].eq(_MADE_FOR[loss]) & (rows["change_high"] < 0), "model"]
+        helpful = rows.loc[rows["metric"].eq(MADE_FOR[loss]) & (rows["change_high"] < 0), "model"]
         costly = rows.loc[rows["metric"].isin(_PRICE[loss]) & (rows["change_low"] > 0), "model"]
         kind = "free" if {*helpful} - {*costly} else "paid" if len(helpful) else "none"
         found[kind].append(str(subset))

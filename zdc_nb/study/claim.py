@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from zdc_nb.data.figures import save_figure
 from zdc_nb.evaluation import centre as centres
 from zdc_nb.evaluation import intervals, paired_differences
-from zdc_nb.evaluation.claim import claim_figure
+from zdc_nb.evaluation.claim import MADE_FOR, claim_figure
 from zdc_nb.params import ParameterError, Study, load_parameters, load_study, project_root
 from zdc_nb.study.session import Session
 from zdc_nb.study.stages import find_stage
@@ -81,13 +81,10 @@ _SHOWN = {
 }
 """Metrics: their pictures' files, and what they are called there."""
 
-_AIM = {"channel": "MAE_cw", "centre": "centre MAE"}
-"""What a loss is to make smaller; the other metrics are its price."""
-
 
 def claim_pictures(claim: Claim, table: pd.DataFrame) -> list[Image]:
     """The figures of a :func:`claim_table`, written to ``claim.folder``: the loss's aim, then its price."""
-    aim = _AIM[claim.loss]
+    aim = MADE_FOR[claim.loss]
     pictures = []
     for metric in (aim, *(name for name in _SHOWN if name != aim)):
         file, what = _SHOWN[metric]
