@@ -12,7 +12,7 @@ from zdc_nb.generator.generator import Generator
 from zdc_nb.params import load_study
 from zdc_nb.study import stages_of
 
-ZN_ALONE = ("44 x 44", "44 × 44", "1936", "112.5 m", "Zero Degree", "five channels")  # noqa: RUF001
+ZN_ALONE = ("44 x 44", "44 × 44", "1936", "Zero Degree", "five channels")  # noqa: RUF001
 
 
 @pytest.mark.parametrize("name", ["zp-smoke", "focal-smoke"])
