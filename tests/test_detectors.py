@@ -461,7 +461,7 @@ def test_the_index_page_is_about_the_detector(tmp_path: Path) -> None:
     assert "36 x 36 fibres" in pages["focal_h"]
     assert "`detectors/focal_h.yaml`" in nothing_published(of_detector("focal_h"))
     assert pages["focal_h"].count("No results of generators are published for this detector") == 2
-    assert "(energy, eta, phi, pt, vz, mass, charge)" in pages["focal_h"]
+    assert "(energy, eta, cos_phi, sin_phi, pt, vz, mass, charge)" in pages["focal_h"]
     assert "(energy, vx, vy, vz, px, py, pz, mass, charge)" in pages["zn"]
     assert "read out in 4 channels" in pages["focal_h"]
     for words in ("neutron", "306 780", "160 ms", "44 x 44"):
