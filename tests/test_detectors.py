@@ -604,3 +604,10 @@ def test_a_detector_without_simulation_needs_files(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(study | {"data": study["data"] | change}))
         with pytest.raises(ParameterError, match=said):
             load_study(path)
+
+
+def test_a_channel_without_fibres_is_refused(tmp_path: Path) -> None:
+    content = content_of("zp")
+    content["channels"]["strip 1"] = {"strip": [1, 4], "quadrant": "top right"}
+    with pytest.raises(ParameterError, match=r"channels\.strip 1: expected a pattern with fibres"):
+        load_detector(written(content, tmp_path))

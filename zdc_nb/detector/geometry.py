@@ -7,8 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zdc_nb.params import PDG, load_detector_params
-from zdc_nb.params.detector import ChannelParams, Scale, SimulationParams, shipped_detector
+from zdc_nb.params import PDG, ParameterError, load_detector_params
+from zdc_nb.params.detector import (
+    ChannelParams,
+    Scale,
+    SimulationParams,
+    detector_file,
+    shipped_detector,
+)
 
 __all__ = ["FEATURES", "ZN", "Detector", "load_detector"]
 
@@ -165,6 +171,13 @@ def load_detector(name: str) -> Detector:
     Raises :class:`~zdc_nb.params.ParameterError`, naming the file, the key and what was expected.
     """
     params = load_detector_params(name)
+    masks = [_mask(pattern, params.shape) for pattern in params.channels.values()]
+    for channel, mask in zip(params.channels, masks, strict=True):
+        if not mask.any():
+            raise ParameterError(
+                f"{detector_file(name)}: channels.{channel}: expected a pattern with fibres, "
+                "got one without"
+            )
     simulation = params.simulation
     one_sided = simulation is not None and simulation.primaries.sides == "one"
     return Detector(
@@ -174,7 +187,7 @@ def load_detector(name: str) -> Detector:
         distance=params.distance,
         offset=params.offset,
         channels=tuple(params.channels),
-        masks=np.stack([_mask(pattern, params.shape) for pattern in params.channels.values()]),
+        masks=np.stack(masks),
         deflection=params.deflection,
         conditions=tuple(params.conditions.items()),
         species=tuple(params.species),
